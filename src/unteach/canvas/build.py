@@ -1,0 +1,182 @@
+"""Train the bundled text-to-image model from scratch: one command, resumable, about 80 minutes on two cores.
+
+    python -m unteach.canvas.build --out runs/canvas
+
+Stages, each a process that starts from the files of the ones before: ``words`` (tokenizer and text encoder) and
+``eye`` (autoencoder) side by side, then ``denoiser`` (two processes, through :mod:`unteach.diffusion.finetune`), then
+``pack`` (a fp16 pipeline folder). Running the command again goes on where it was stopped.
+"""
+
+import argparse
+import functools
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from unteach.canvas import autoencoder, words
+from unteach.core import seeds, state
+from unteach.core.loop import Step
+from unteach.data import emoji
+from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.finetune import Finetune, finetune
+from unteach.diffusion.model import Model
+
+VIEWS = 64
+"""Views of every (object, style) pair that the model is trained on."""
+
+STAGES = ("words", "eye", "denoiser", "pack")
+
+
+def training_views(seed: int = 0, count: int = VIEWS) -> Tensor:
+    """uint8 views (count * 480, 3, 32, 32); row r shows pair ``r % 480`` (objects slowest)."""
+    grid = emoji.grid()
+    objects, styles = grid.pairs()
+    parts = []
+    for k in range(count):
+        draw = seeds.generator(seed, "view", k)
+        parts.append((grid.views(objects, styles, draw) * 255).round().to(torch.uint8))
+    return torch.cat(parts)
+
+
+def eye(out: Path, *, steps: int, progress: bool) -> None:
+    """Fit the encoder, train the decoder, save ``vae`` and the latents of all training views."""
+    images = training_views()
+    autoencoder.seeded(0)
+    vae = autoencoder.build(images[: 6 * 480].float() / 127.5 - 1)
+
+    vae.save_pretrained(out / "pipeline" / "vae")
+
+    def views(s: Step, items: range) -> Tensor:
+        return images[s.randint("view", len(images), items)]
+
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(b.float() / 127.5 - 1).latent_dist.mean.half() for b in images.split(512)])
+    state.save(out / "latents.safetensors", {"latents": latents}, {"views": VIEWS})
+    autoencoder.train_decoder(vae, views, out / "eye", steps=steps, progress=progress)
+    vae.save_pretrained(out / "pipeline" / "vae")
+
+
+def denoiser(out: Path, *, steps: int, progress: bool) -> None:
+    """Train the denoiser on the latents; every process of ``torchrun`` takes its share of each batch."""
+    tensors, meta = state.load(out / "latents.safetensors")
+    latents = tensors["latents"]
+    pairs = len(emoji.OBJECTS) * len(emoji.STYLES)
+    torch.manual_seed(seeds.integer(0, "denoiser"))
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=autoencoder.LATENTS, out_channels=autoencoder.LATENTS, block_out_channels=(64, 128),
+        layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=words.WIDTH, attention_head_dim=(2, 4), norm_num_groups=16,
+    )  # fmt: skip
+    model = Model(pipeline(out, unet))
+    model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokenizer, encoder = model.pipe.tokenizer, model.pipe.text_encoder
+
+    def batches(s: Step, items: range) -> tuple[Tensor, Conditioning]:
+        # A random permutation of all views each epoch, read by the global index of the item.
+        rows, texts = [], []
+        batch = s_batch
+        for item in items:
+            place = s.index * batch + item
+            epoch, position = divmod(place, len(latents))
+            rows.append(int(order(epoch)[position]))
+            rng = random.Random(seeds.integer(s.seed, "caption", s.index, item))
+            obj, style = divmod(rows[-1] % pairs, len(emoji.STYLES))
+            texts.append("" if rng.random() < 0.1 else words.draw_caption(obj, style, rng)[0])
+        with torch.no_grad():
+            hidden = encoder(words.token_ids(tokenizer, texts))[0]
+        drawn = latents[rows].float().contiguous(memory_format=torch.channels_last)
+        return drawn, Conditioning(hidden)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> Tensor:
+        return seeds.permutation(len(latents), 0, "epoch", epoch)
+
+    config = Finetune(
+        steps=steps, batch_size=32, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-2, warm_up=100,
+        schedule="cosine", clip=1.0, average=0.999,
+    )  # fmt: skip
+    s_batch = config.batch_size
+    result = finetune(
+        model, batches, config, out=out / "denoiser", data_id=str(meta), save_every=250, progress=progress,
+        label="denoiser",
+    )  # fmt: skip
+    if PartialState().is_main_process and result.average is not None:
+        with torch.no_grad():
+            for name, value in unet.named_parameters():
+                value.copy_(result.average[name])
+        unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        unet.save_pretrained(out / "pipeline" / "unet")
+
+
+def pipeline(out: Path, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    """The parts in ``out/pipeline`` and a denoiser as one pipeline; v-prediction, DPM-Solver++ with trailing steps."""
+    folder = out / "pipeline"
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+        prediction_type="v_prediction", algorithm_type="dpmsolver++", timestep_spacing="trailing",
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pack(out: Path) -> Path:
+    """Write the whole pipeline as fp16 safetensors to ``out/packed``."""
+    unet = UNet2DConditionModel.from_pretrained(out / "pipeline" / "unet")
+    pipe = pipeline(out, unet).to(torch.float16)
+    pipe.save_pretrained(out / "packed", safe_serialization=True)
+    return out / "packed"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all stages, or one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--reader-steps", type=int, default=900)
+    parser.add_argument("--decoder-steps", type=int, default=1800)
+    parser.add_argument("--denoiser-steps", type=int, default=14_000)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if args.stage == "words":
+        words.build_tokenizer(args.out / "pipeline" / "tokenizer")
+        print(words.train_reader(args.out / "pipeline", args.out / "words", steps=args.reader_steps, progress=True))
+    elif args.stage == "eye":
+        eye(args.out, steps=args.decoder_steps, progress=True)
+    elif args.stage == "denoiser":
+        denoiser(args.out, steps=args.denoiser_steps, progress=True)
+    elif args.stage == "pack":
+        print(pack(args.out))
+    else:
+        _all(sys.argv[1:] if argv is None else list(argv))
+
+
+def _all(argv: list[str]) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+    here = ["-m", "unteach.canvas.build", *argv]
+    early = [subprocess.Popen([sys.executable, *here, "--stage", name], env=env) for name in ("words", "eye")]
+    if any(process.wait() for process in early):
+        raise SystemExit("a stage failed; its message stands above; the same command goes on after it is mended")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command in ([*torchrun, *here, "--stage", "denoiser"], [*here, "--stage", "pack"]):
+        subprocess.run([sys.executable, *command], env=env, check=True)
+
+
+if __name__ == "__main__":
+    main()

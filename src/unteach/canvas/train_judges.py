@@ -1,0 +1,273 @@
+"""Train the judges of EmojiCanvas: ``python -m unteach.canvas.train_judges``.
+
+It takes minutes on one core and goes on when run again. Half of a batch is strongly augmented; on top the
+pictures are softened, grained, tinted and slightly bent, because a diffusion model's drawings are. Garbage
+comes on top, answered with "none of these".
+"""
+
+import argparse
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from unteach.canvas import garbage, judges, model_path
+from unteach.canvas.garbage import Labelled, bend
+from unteach.canvas.nets import CLASSES, networks
+from unteach.core import seeds
+from unteach.core.loop import Loop, Step
+from unteach.core.registry import Registry
+from unteach.data.emoji import SIZE, Canvas, grid
+
+log = logging.getLogger(__name__)
+
+Spoil = Callable[[Tensor, Generator], Tensor]
+softeners: Registry[Spoil] = Registry("judge's augmentation")
+"""Network name to how its training pictures are spoiled without losing their answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one judge is trained.
+
+    Args:
+        network: a name of :data:`unteach.canvas.nets.networks`.
+        steps: optimiser steps.
+        batch: views a step.
+        garbage: pictures without an answer a step, on top: a quarter each of halves, blends and bent ones,
+            and a quarter of the other kinds in turn.
+        strong: share of the views that are strongly augmented.
+        lr: peak learning rate (AdamW, warm-up, cosine to zero).
+        weight_decay: AdamW's.
+        seed: root of all draws.
+    """
+
+    network: str
+    steps: int
+    batch: int = 96
+    garbage: int = 36
+    strong: float = 0.5
+    lr: float = 3e-3
+    weight_decay: float = 5e-3
+    seed: int = 0
+
+
+RECIPES: dict[str, Recipe] = {
+    "cnn": Recipe(network="cnn", steps=680, seed=1),
+    "patch": Recipe(
+        network="patch", steps=1200, batch=128, garbage=48, strong=0.6, weight_decay=2e-2, seed=2
+    ),
+}
+"""The bundled judges' recipes."""
+
+DOUBT: dict[str, tuple[float, float]] = {"cnn": (0.7, 0.0), "patch": (0.0, 0.0)}
+"""Added to the logits of "none" (object, style) after training; chosen on draws that no figure comes from."""
+
+
+def _chance(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Which pictures something happens to, (B, 1, 1, 1) bool."""
+    return torch.rand(len(images), 1, 1, 1, generator=generator) < share
+
+
+def _grain(images: Tensor, share: float, most: float, generator: Generator) -> Tensor:
+    """Normal noise of up to ``most`` on a share of the pictures."""
+    amount = most * torch.rand(len(images), 1, 1, 1, generator=generator) * _chance(images, share, generator)
+    return images + amount * torch.randn(images.shape, generator=generator)
+
+
+def soften(images: Tensor, amount: Tensor | float) -> Tensor:
+    """Mix in a 3 x 3 mean: 1 is the mean itself, 0 nothing."""
+    return images + amount * (F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1) - images)
+
+
+@softeners.add("cnn")
+def _spoil_cnn(images: Tensor, generator: Generator) -> Tensor:
+    """Bend, soften, tint, grain: each on a part of the pictures."""
+    count = len(images)
+    bent = bend(images, 0.05 * torch.rand(count, 1, 1, 1, generator=generator), generator)
+    images = torch.where(_chance(images, 0.4, generator), bent, images)
+    images = soften(images, torch.rand(count, 1, 1, 1, generator=generator) * _chance(images, 0.5, generator))
+    tint = 0.06 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
+    gain = 1 + 0.16 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    tinted = (images - 0.5) * gain + 0.5 + tint
+    images = torch.where(_chance(images, 0.5, generator), tinted, images)
+    return _grain(images, 0.5, 0.06, generator)
+
+
+@softeners.add("patch")
+def _spoil_patch(images: Tensor, generator: Generator) -> Tensor:
+    """Through fewer pixels and back (all of a batch alike), a gamma curve, coarse grain."""
+    size = int(torch.randint(18, SIZE + 8, (1,), generator=generator))
+    if size < SIZE:
+        small = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        through = F.interpolate(small, size=SIZE, mode="bicubic", align_corners=False)
+        images = torch.where(_chance(images, 0.7, generator), through, images).clamp(0, 1)
+    gamma = torch.exp(0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5))
+    images = torch.where(_chance(images, 0.4, generator), images.clamp(1e-4, 1) ** gamma, images)
+    blotches = garbage.cloud(len(images), 16, generator) * 0.05
+    images = torch.where(_chance(images, 0.3, generator), images + blotches, images)
+    return _grain(images, 0.5, 0.08, generator)
+
+
+def views(canvas: Canvas, count: int, generator: Generator, *, strong: bool = False) -> Labelled:
+    """Views of ``count`` random pairs."""
+    objects, styles = (torch.randint(n, (count,), generator=generator) for n in CLASSES)
+    return Labelled(canvas.views(objects, styles, generator, strong=strong), objects, styles)
+
+
+def batch(canvas: Canvas, recipe: Recipe, step: int) -> Labelled:
+    """The pictures of one step: weak views, strong views, garbage."""
+    generator = seeds.generator(recipe.seed, "judge", recipe.network, step)
+    strong = round(recipe.batch * recipe.strong)
+    weak = views(canvas, recipe.batch - strong, generator)
+    hard = views(canvas, strong, generator, strong=True)
+    spoil = softeners[recipe.network]
+    easy = [kind for kind in garbage.TRAINED if kind not in garbage.HARD]
+    waste = [
+        garbage.make(kind, views(canvas, recipe.garbage // 4, generator, strong=step % 2 == 0), generator)
+        for kind in (*garbage.HARD, easy[step % len(easy)])
+    ]
+    seen = spoil(torch.cat([weak.images, hard.images]), generator)
+    spoiled = _grain(torch.cat([w.images for w in waste]), 0.3, 0.06, generator)
+    images = torch.cat([seen, spoiled]).clamp(0, 1)
+    parts = zip(weak, hard, *waste, strict=True)
+    _, objects, styles = (torch.cat(part) for part in parts)
+    return Labelled(images, objects, styles)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    save_every: int = 100,
+    progress: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> judges.Judge:
+    """Train one judge.
+
+    Args:
+        recipe: how.
+        out: folder for the checkpoint; the same call goes on from it.
+        save_every: steps between checkpoints.
+        progress: show a bar.
+        on_step: called after each step with the next step's index.
+
+    Returns:
+        the judge, not yet measured.
+    """
+    canvas = grid()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(recipe.seed, "judge weights", recipe.network))
+        net = networks[recipe.network]()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    params = dict(net.named_parameters())
+
+    def step(s: Step) -> dict[str, Tensor]:
+        rate = recipe.lr * min(1.0, (s.index + 1) / 60) * 0.5 * (1 + math.cos(math.pi * s.index / s.total))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        images, objects, styles = batch(canvas, recipe, s.index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.integer(recipe.seed, "judge dropout", s.index))
+            logits = net.train()(images)
+        loss: Tensor = net.loss(logits, objects, styles)  # type: ignore[operator]
+        optimiser.zero_grad()
+        torch.autograd.backward([loss])
+        optimiser.step()
+        return {"loss": loss.detach()}
+
+    loop = Loop(
+        steps=recipe.steps, seed=recipe.seed, params=params,
+        state={"optimiser": optimiser, "net": _Buffers(net)}, config=asdict(recipe), out=out,
+        save_every=save_every, log_every=50, progress=progress, label=recipe.network, on_step=on_step,
+    )  # fmt: skip
+    loop.run(step)
+    return judges.Judge(recipe.network, net)
+
+
+class _Buffers:
+    """A module's buffers (running statistics) as a state for the loop."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The persistent buffers."""
+        names = {name for name, _ in self.net.named_parameters()}
+        return {name: t for name, t in self.net.state_dict().items() if name not in names}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], /) -> None:
+        """Take buffers over."""
+        self.net.load_state_dict(state_dict, strict=False)
+
+
+def measure(judge: judges.Judge, *, per_pair: int = 2, seed: int = 1000) -> dict[str, dict[str, float]]:
+    """How often a judge is right, on fresh views of all pairs and on garbage.
+
+    Returns:
+        condition ("weak views", "strong views", "soft views", each kind of garbage) to shares: "object" and
+        "style" right (for garbage "style" counts only the pictures where no style is left), and "n" pictures.
+    """
+    canvas = grid()
+    objects, styles = (t.repeat(per_pair) for t in canvas.pairs())
+    table: dict[str, Labelled] = {}
+
+    def draw(name: str, *, strong: bool = False) -> Labelled:
+        generator = seeds.generator(seed, "measure", name)
+        return Labelled(canvas.views(objects, styles, generator, strong=strong), objects, styles)
+
+    table["weak views"] = weak = draw("weak views")
+    table["strong views"] = draw("strong views", strong=True)
+    noise = torch.randn(weak.images.shape, generator=seeds.generator(seed, "measure", "grain"))
+    table["soft views"] = weak._replace(images=(soften(weak.images, 0.7) + 0.03 * noise).clamp(0, 1))
+    for kind in (*garbage.TRAINED, *garbage.UNSEEN):
+        table[kind] = garbage.make(kind, draw(f"views for {kind}"), seeds.generator(seed, "measure", kind))
+    out = {}
+    for name, seen in table.items():
+        said = judge(seen.images)
+        where = (
+            torch.ones_like(objects, dtype=torch.bool) if "views" in name else seen.styles == garbage.NO_STYLE
+        )
+        right = [(a == b).float() for a, b in zip(said, (seen.objects, seen.styles), strict=True)]
+        out[name] = {
+            "object": float(right[0].mean()),
+            "style": float(right[1][where].mean()),
+            "n": len(objects),
+        }
+    return out
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m unteach.canvas.train_judges", description=__doc__)
+    parser.add_argument("--judge", choices=sorted(RECIPES), action="append", help="which (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("judges"), help="folder for checkpoints (default: judges)"
+    )
+    parser.add_argument(
+        "--into", type=Path, default=model_path() / "judges", help="folder for finished judges"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.judge or list(RECIPES):
+        recipe = RECIPES[name]
+        judge = train(recipe, out=args.out / name, progress=True)
+        judge.net.doubt(*DOUBT[name])  # type: ignore[operator]
+        path = judges.save(
+            args.into / f"{name}.safetensors", name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name]
+        )
+        table = measure(judges.load(path))
+        judges.save(path, name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name], measured=table)
+        for condition, row in table.items():
+            right = f"object {row['object']:.4f}  style {row['style']:.4f}  n {row['n']:.0f}"
+            print(f"{name:6} {condition:13} {right}")
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

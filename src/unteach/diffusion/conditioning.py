@@ -1,0 +1,67 @@
+"""What a denoiser is conditioned on, as one batch-shaped value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unteach.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """A batch of encoded prompts.
+
+    Attributes:
+        hidden: text encoder states, ``(B, L, D)``.
+        pooled: pooled text embedding, ``(B, P)``, or None in families without one.
+        time_ids: original size, crop corner and target size in pixels, ``(B, 6)``, or None (SDXL only).
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts that are present, by attribute name."""
+        parts = {"hidden": self.hidden, "pooled": self.pooled, "time_ids": self.time_ids}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def index(self, rows: Sequence[int] | Tensor | slice) -> "Conditioning":
+        """The chosen rows, in the order given; a row may come more than once."""
+        key = rows if isinstance(rows, slice | Tensor) else torch.tensor(list(rows), dtype=torch.int64)
+        if isinstance(key, Tensor):
+            key = key.to(self.hidden.device)
+        return Conditioning(**{name: part[key] for name, part in self.tensors().items()})
+
+    def expand(self, batch: int) -> "Conditioning":
+        """This batch when it has ``batch`` rows already, its only row repeated when it has one.
+
+        Raises:
+            ConfigError: it has another number of rows.
+        """
+        if len(self) == batch:
+            return self
+        if len(self) != 1:
+            raise ConfigError(
+                f"{batch} latents need {batch} prompts, or one for all", found=f"{len(self)} prompts"
+            )
+        return self.index([0] * batch)
+
+    @staticmethod
+    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Batches joined into one along the batch axis.
+
+        Raises:
+            ConfigError: there is nothing to join, or the batches belong to different families.
+        """
+        if not parts:
+            raise ConfigError("there is no conditioning to join", fix="pass at least one prompt")
+        rows = [part.tensors() for part in parts]
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ConfigError("conditionings of different model families cannot be joined")
+        return Conditioning(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})

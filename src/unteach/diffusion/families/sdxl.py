@@ -1,0 +1,98 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding and size conditioning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.families.base import (
+    Family,
+    Pipeline,
+    families,
+    module_device,
+    unet_latent_shape,
+    variance_preserving,
+)
+from unteach.diffusion.schedule import Schedule
+
+
+@families.add("sdxl")
+class StableDiffusionXL(Family):
+    """``StableDiffusionXLPipeline``, base model (not the refiner). No watermark is drawn into samples."""
+
+    name = "sdxl"
+    pipeline = StableDiffusionXLPipeline
+    denoiser = "unet"
+    components: ClassVar[Mapping[str, str]] = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    loading: ClassVar[Mapping[str, Any]] = {
+        "feature_extractor": None,
+        "image_encoder": None,
+        "add_watermarker": False,
+    }
+    cross_attention_kv = r".*attn2\.to_[kv]\.weight"
+
+    def schedule(self, pipe: Pipeline) -> Schedule:
+        """ᾱ_t from the scheduler's betas."""
+        return variance_preserving(pipe)
+
+    def latent_shape(self, pipe: Pipeline) -> tuple[int, int, int]:
+        """From the U-Net's ``in_channels`` and ``sample_size``."""
+        return unet_latent_shape(pipe)
+
+    def encode(self, pipe: Pipeline, prompts: Sequence[str]) -> Conditioning:
+        """Penultimate states of both encoders side by side, the second's pooled text, full-size time ids."""
+        device = module_device(pipe.text_encoder_2)
+        hidden, _, pooled, _ = pipe.encode_prompt(list(prompts), None, device, 1, False)
+        return Conditioning(hidden=hidden, pooled=pooled, time_ids=self._time_ids(pipe, hidden))
+
+    def unconditional(self, pipe: Pipeline) -> Conditioning:
+        """Zeros where the config forces them for an empty prompt (as SDXL does), else the empty prompt."""
+        empty = self.encode(pipe, [""])
+        if not pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
+            return empty
+        zeros = torch.zeros_like
+        return Conditioning(hidden=zeros(empty.hidden), pooled=zeros(empty.pooled), time_ids=empty.time_ids)
+
+    def denoiser_inputs(self, cond: Conditioning) -> dict[str, Any]:
+        """``encoder_hidden_states``, and ``added_cond_kwargs`` with the pooled text and the time ids."""
+        added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
+        return {"encoder_hidden_states": cond.hidden, "added_cond_kwargs": added}
+
+    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
+        """Embeddings and pooled embeddings; the pipeline makes the time ids from height and width itself."""
+        given: dict[str, Any] = {"prompt_embeds": cond.hidden, "pooled_prompt_embeds": cond.pooled}
+        if negative is not None:
+            given["negative_prompt_embeds"] = negative.hidden
+            given["negative_pooled_prompt_embeds"] = negative.pooled
+        return given
+
+    def scale_latents(self, vae: Any, raw: Tensor) -> Tensor:
+        """As usual, after centring by the VAE's latent mean and deviation where its config has them."""
+        mean, std = _statistics(vae, raw)
+        return (raw - mean) / std * float(vae.config.scaling_factor)
+
+    def unscale_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """The inverse of :meth:`scale_latents`."""
+        mean, std = _statistics(vae, latents)
+        return latents / float(vae.config.scaling_factor) * std + mean
+
+    def _time_ids(self, pipe: Pipeline, hidden: Tensor) -> Tensor:
+        _, h, w = self.latent_shape(pipe)
+        size = [h * pipe.vae_scale_factor, w * pipe.vae_scale_factor]
+        row = torch.tensor([*size, 0, 0, *size], dtype=hidden.dtype, device=hidden.device)
+        return row.repeat(hidden.shape[0], 1)
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return like.new_zeros(1, 1, 1, 1), like.new_ones(1, 1, 1, 1)
+    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)

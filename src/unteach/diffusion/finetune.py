@@ -1,0 +1,195 @@
+"""The plain denoising-loss trainer: what a user's fine-tuning does, and how the bundled model was made.
+
+Loss: mean squared error between the denoiser's output and the family's target at random timesteps (stratified over the
+batch, so every batch covers the whole range). Used by ``canvas`` to train from scratch and by ``attack`` and ``guard``
+to fine-tune.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unteach.core import masks
+from unteach.core.loop import History, Loop, Step
+from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.model import Model
+from unteach.errors import ConfigError
+
+Batches = Callable[[Step, range], tuple[Tensor, Conditioning]]
+"""``(step, items) -> latents (len(items), C, h, w), conditioning``: the data of one step for the items of this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Settings of the denoising-loss trainer.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: items a step, over all processes.
+        learning_rate: peak learning rate of AdamW.
+        betas: AdamW's moments.
+        weight_decay: AdamW's decoupled weight decay.
+        warm_up: steps of linear warm-up.
+        schedule: "cosine" falls to 2 % of the peak, "constant" stays.
+        clip: largest global gradient norm; 0 does not clip.
+        average: decay of the running average of the weights; 0 keeps none.
+        train: ordered patterns (full match) of the parameters that move; default: all.
+    """
+
+    steps: int
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warm_up: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 1.0
+    average: float = 0.0
+    train: tuple[str, ...] = (".*",)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.steps < 0:
+            problems.append(f"steps must not be negative (found {self.steps})")
+        if self.batch_size < 1:
+            problems.append(f"batch_size starts at 1 (found {self.batch_size})")
+        if not (self.learning_rate >= 0 and math.isfinite(self.learning_rate)):
+            problems.append(f"learning_rate must be a finite number, 0 or more (found {self.learning_rate})")
+        if not 0 <= self.average < 1:
+            problems.append(f"average lies in [0, 1) (found {self.average})")
+        if self.warm_up < 0 or self.clip < 0 or self.weight_decay < 0:
+            problems.append("warm_up, clip and weight_decay must not be negative")
+        if self.schedule not in ("constant", "cosine"):
+            problems.append(f"schedule is 'constant' or 'cosine' (found '{self.schedule}')")
+        if problems:
+            raise ConfigError.many(problems, where="the fine-tuning settings")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (0-based)."""
+        warm = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        progress = step / max(self.steps, 1)
+        return self.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass
+class Finetuned:
+    """What a training gave: the log, and the averaged weights by name (None when none were kept)."""
+
+    history: History
+    average: dict[str, Tensor] | None
+
+
+class Average:
+    """A running average of weights, with the usual fast start: decay min(d, (1 + n) / (10 + n))."""
+
+    def __init__(self, params: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay, self.count = decay, 0
+        self.values = {name: value.detach().clone() for name, value in params.items()}
+
+    @torch.no_grad()
+    def update(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Move the average towards ``params``."""
+        self.count += 1
+        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_(
+            list(self.values.values()), [params[name].detach() for name in self.values], weight
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count and averaged tensors."""
+        return {"count": self.count, "values": self.values}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.count = int(state_dict["count"])
+        for name, value in state_dict["values"].items():
+            self.values[name].copy_(value)
+
+
+def finetune(
+    model: Model,
+    batches: Batches,
+    config: Finetune,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    data_id: str = "",
+    save_every: int = 100,
+    progress: bool = False,
+    label: str = "fine-tune",
+) -> Finetuned:
+    """Train ``model.denoiser`` in place on the denoising loss; the same call resumes from ``out``.
+
+    Args:
+        model: any family; its denoiser's chosen parameters move, everything else stays.
+        batches: the data, see :data:`Batches`.
+        config: the settings.
+        seed: root of noise, timesteps and of whatever ``batches`` draws.
+        out: folder for checkpoint and log, or None.
+        data_id: a name or digest of the data, so that a checkpoint of other data is refused.
+        save_every: steps between checkpoints.
+        progress: show a progress bar.
+        label: the word before the bar.
+
+    Raises:
+        ConfigError: no parameter is selected, or the batch does not divide over the processes.
+        NumericsError: the loss is not finite.
+        CheckpointError: the checkpoint in ``out`` is damaged or of another configuration.
+    """
+    params = masks.select(model.denoiser, config.train)
+    for value in params.values():
+        value.requires_grad_(True)
+    optimiser = torch.optim.AdamW(
+        list(params.values()), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    average = Average(params, config.average) if config.average else None
+
+    def step(s: Step) -> dict[str, float | Tensor]:
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate(s.index)
+        items = s.items(config.batch_size)
+        latents, conditioning = batches(s, items)
+        latents = latents.to(model.device, model.dtype)
+        noise = s.randn("noise", latents.shape[1:], items).to(latents)
+        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
+        out_ = model.predict(model.noise(latents, noise, t), t, conditioning)
+        loss = (out_.float() - model.target(latents, noise, t).float()).pow(2).mean()
+        grads = s.reduce(torch.autograd.grad(loss, list(params.values())))
+        for value, grad in zip(params.values(), grads, strict=True):
+            value.grad = grad
+        norm = (
+            nn.utils.clip_grad_norm_(list(params.values()), config.clip) if config.clip else torch.zeros(())
+        )
+        optimiser.step()
+        optimiser.zero_grad()
+        if average is not None:
+            average.update(params)
+        return {"loss": loss.detach(), "gradient norm": norm, "rate": config.rate(s.index)}
+
+    state: dict[str, Any] = {"optimiser": optimiser, **({"average": average} if average is not None else {})}
+    loop = Loop(
+        steps=config.steps, seed=seed, params=params, state=state, config={"finetune": asdict(config), "data": data_id},
+        out=out, save_every=save_every, progress=progress, label=label,
+    )  # fmt: skip
+    try:
+        history = loop.run(step)
+    finally:
+        for value in params.values():
+            value.requires_grad_(False)
+            value.grad = None
+        model.weights_changed()
+    return Finetuned(history, None if average is None else average.values)
+
+
+def timesteps(s: Step, items: range, batch: int, total: int) -> Tensor:
+    """Stratified timesteps, int64: one random offset a step, items spread evenly over ``0 ... total - 1``."""
+    offset = s.rand("timestep offset", (), [0])
+    places = (offset + torch.tensor(list(items), dtype=torch.float32) / batch) % 1
+    return (places * total).long().clamp(max=total - 1)

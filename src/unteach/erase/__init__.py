@@ -1,0 +1,99 @@
+"""Erase concepts from a text-to-image model: ``erase(model, concepts, "doco")`` gives a weight delta."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from unteach.core.state import canonical
+from unteach.data.concepts import Concept, ConceptSet
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.model import Model
+from unteach.erase import ablate, doco, uce  # each registers its method
+from unteach.erase.job import Job
+from unteach.erase.method import Method, make, methods, presets
+from unteach.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "Concept",
+    "ConceptSet",
+    "Job",
+    "Method",
+    "ablate",
+    "doco",
+    "erase",
+    "make",
+    "methods",
+    "presets",
+    "uce",
+]
+
+
+def erase(
+    model: Model,
+    concepts: Concept | Mapping[str, Any] | Iterable[Concept | Mapping[str, Any]],
+    method: Method | str = "doco",
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = False,
+    save_every: int = 25,
+    on_step: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> WeightDelta:
+    """Erase concepts and return what must be added to the weights; the model itself is unchanged on return.
+
+    Args:
+        model: what :func:`unteach.diffusion.load` gave.
+        concepts: one or several, as :class:`Concept` or as mappings of its fields.
+        method: a method's or preset's name, or a configured :class:`Method`.
+        seed: equal seeds give equal deltas.
+        out: folder for the stage files; running the same call again goes on where it stopped, and returns the
+            finished delta if there is one.
+        progress: show progress bars.
+        save_every: training steps between two checkpoints.
+        on_step: called after each training step with the number of steps done.
+        settings: settings of a method given by name.
+
+    Raises:
+        ConfigError: unknown method or settings, concepts with mistakes; lists them all.
+        ModelError: the method cannot edit this denoiser.
+        CheckpointError: ``out`` holds another run, or is damaged.
+        NumericsError: training diverged; the last good checkpoint is kept.
+    """
+    if isinstance(method, str):
+        method = make(method, **settings)
+    elif settings:
+        raise ConfigError(
+            "settings go with a method's name, not with a configured method", found=", ".join(settings)
+        )
+    model.digest(fresh=True)
+    job = Job(
+        model=model,
+        concepts=ConceptSet.of(concepts),
+        seed=seed,
+        out=None if out is None else Path(out),
+        progress=progress,
+        save_every=save_every,
+        on_step=on_step,
+    )
+    path = None if job.out is None else job.out / "delta.safetensors"
+    if path is not None and path.exists():
+        return _finished(path, job.record(method.to_dict()))
+    delta = method.run(job)
+    if path is not None and PartialState().is_main_process:
+        delta.save(path)
+    return delta
+
+
+def _finished(path: Path, record: dict[str, Any]) -> WeightDelta:
+    delta = WeightDelta.load(path)
+    changed = [key for key in record if canonical(record[key]) != canonical(delta.meta.get(key))]
+    if changed:
+        raise CheckpointError(
+            f"{path} is the result of another run",
+            found=f"different: {', '.join(changed)}",
+            fix="use the old settings, or another output folder",
+        )
+    return delta

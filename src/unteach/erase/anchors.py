@@ -1,0 +1,113 @@
+"""The training data of an erasure, drawn by the original model itself (doco §1.3; Concept Ablation).
+
+No picture of what is to be erased is ever drawn or used: an *anchor* latent comes from an anchor prompt and
+serves with both prompts of its pair; a *retain* latent comes from a prompt whose pictures must stay.
+"""
+
+import shutil
+from dataclasses import dataclass
+
+from accelerate import PartialState
+from torch import Tensor
+
+from unteach.core import seeds, state
+from unteach.data.concepts import PromptPair
+from unteach.diffusion.sample import sample
+from unteach.erase.job import Job
+from unteach.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Training data: clean latents with their prompts.
+
+    Attributes:
+        latents: drawn from the anchor prompts, ``(N, C, h, w)`` float32.
+        pairs: the N prompt pairs, in the same order.
+        retain_latents: drawn from the prompts to keep, ``(M, C, h, w)`` float32.
+        retain: those M prompts.
+    """
+
+    latents: Tensor
+    pairs: list[PromptPair]
+    retain_latents: Tensor
+    retain: list[str]
+
+
+def draw(
+    job: Job,
+    *,
+    images: int,
+    retain_images: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    batch_size: int,
+) -> Anchors:
+    """Draw the training data, or read it from ``job.out`` if it is there; an interrupted drawing goes on.
+
+    Args:
+        job: the run. With several processes and ``job.out`` the first draws and the others read its file;
+            without ``job.out`` each draws the same data for itself.
+        images: number N of anchor latents; the pairs are taken in turn.
+        retain_images: number M of retain latents; the retain prompts are taken in turn.
+        num_inference_steps: sampling steps.
+        guidance_scale: classifier-free guidance.
+        batch_size: pictures at a time.
+
+    Raises:
+        CheckpointError: ``job.out`` holds the data of another run, or damaged data.
+    """
+    offered, kept = job.concepts.pairs(), job.concepts.retain()
+    pairs = [offered[i % len(offered)] for i in range(images)]
+    retain = [kept[i % len(kept)] for i in range(retain_images)]
+    prompts = [pair.anchor for pair in pairs] + retain
+    numbers = [seeds.integer(job.seed, "anchor image", i) for i in range(images)]
+    numbers += [seeds.integer(job.seed, "retain image", i) for i in range(retain_images)]
+    config = {
+        "base": job.model.digest(),
+        "pairs": [[pair.anchor, pair.target] for pair in pairs],
+        "retain": retain,
+        "seed": job.seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+    }
+    with PartialState().main_process_first():
+        latents = _read(job, config)
+        if latents is None:
+            scratch = None if job.out is None else job.out / "anchors.part"
+            latents = sample(
+                job.model,
+                prompts,
+                numbers,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                batch_size=batch_size,
+                output="latent",
+                out=scratch,
+                progress=job.progress,
+            )
+            _write(job, config, latents)
+    return Anchors(latents[:images], pairs, latents[images:], retain)
+
+
+def _read(job: Job, config: dict[str, object]) -> Tensor | None:
+    if job.out is None or not (path := job.out / "anchors.safetensors").exists():
+        return None
+    tensors, meta = state.load(path)
+    if meta.get("fingerprint") != state.fingerprint(config):
+        old = meta.get("config", {})
+        changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]
+        raise CheckpointError(
+            f"{path} holds the training data of another run",
+            found=f"different: {', '.join(changed)}",
+            fix="use the old settings to go on with it, or another output folder to start anew",
+        )
+    return tensors["latents"]
+
+
+def _write(job: Job, config: dict[str, object], latents: Tensor) -> None:
+    if job.out is None:
+        return
+    meta = {"fingerprint": state.fingerprint(config), "config": config}
+    state.save(job.out / "anchors.safetensors", {"latents": latents}, meta)
+    shutil.rmtree(job.out / "anchors.part", ignore_errors=True)

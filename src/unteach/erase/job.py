@@ -1,0 +1,46 @@
+"""One erasing run: which concepts leave which model, and where its stage files are kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unteach.data.concepts import ConceptSet
+from unteach.diffusion.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a method needs to run, apart from its own settings.
+
+    Args:
+        model: the model to erase from; methods leave it as they found it.
+        concepts: what to erase.
+        seed: root of every random draw; equal seeds give equal deltas.
+        out: folder for ``anchors.safetensors`` (training data), ``state.safetensors`` (training) and
+            ``delta.safetensors`` (the result). None keeps nothing on disk, so nothing can be resumed.
+        progress: show progress bars.
+        save_every: training steps between two writings of ``state.safetensors``.
+        on_step: called after each training step with the number of steps done; an exception from it stops the
+            run.
+    """
+
+    model: Model
+    concepts: ConceptSet
+    seed: int = 0
+    out: Path | None = None
+    progress: bool = False
+    save_every: int = 25
+    on_step: Callable[[int], None] | None = None
+
+    def record(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Everything that a delta with these settings depends on: its ``meta``."""
+        return {
+            "method": config["method"],
+            "config": config,
+            "concepts": self.concepts.to_dicts(),
+            "seed": self.seed,
+            "base": self.model.digest(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "family": self.model.family,
+        }

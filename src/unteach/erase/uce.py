@@ -1,0 +1,126 @@
+"""UCE: unified concept editing in closed form (Gandikota et al., WACV 2024, arXiv 2308.14761; erasure §6).
+
+Every cross-attention key or value matrix W gets new values for the tokens of the target, keeps those of the
+prompts to keep, and otherwise stays near itself. It is the minimiser of
+
+    Σ_e s_e ‖W' c_e − W c_g‖² + Σ_p s_p ‖W' c_p − W c_p‖² + λ ‖W' − W‖²
+
+where c_e, c_g and c_p are text states of target, guide and kept prompts. Setting the gradient to zero gives
+W' = W (I + E) with one E for all matrices:
+
+    E = (Σ_e s_e (c_g − c_e) c_eᵀ) (λ I + Σ_e s_e c_e c_eᵀ + Σ_p s_p c_p c_pᵀ)⁻¹
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unteach.data.concepts import Concept, spans
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.model import Model
+from unteach.erase.job import Job
+from unteach.erase.method import Method, methods, presets, setting
+from unteach.errors import ModelError
+
+
+@methods.add("uce")
+@dataclass(frozen=True, kw_only=True)
+class UCE(Method):
+    """Unified concept editing: no training, one linear solve.
+
+    Args:
+        lam: λ, how strongly each matrix is held to itself.
+        erase_scale: s_e, weight of the target's tokens.
+        retain_scale: s_p, weight of the tokens of the prompts to keep.
+        tokens: which text states count: the "last" token of the name, or it and "all_following" ones, end
+            marks and padding included (the code of 2023).
+        templates: edit the name inside each of its prompts, too, not only alone.
+        guide: the text whose values the target gets; None is each concept's anchor.
+    """
+
+    name: ClassVar[str] = "uce"
+
+    lam: float = setting(0.5, above=0)
+    erase_scale: float = setting(1.0, low=0)
+    retain_scale: float = setting(1.0, low=0)
+    tokens: Literal["last", "all_following"] = "all_following"
+    templates: bool = True
+    guide: str | None = None
+
+    def run(self, job: Job) -> WeightDelta:
+        """Solve for the edit of all matrices; the model is not touched."""
+        chosen = self.selected(job.model)
+        foreign = [name for name in chosen if name not in job.model.cross_attention_kv()]
+        if foreign:
+            raise ModelError(
+                "UCE can only edit keys and values of cross-attention",
+                found=f"{len(foreign)} other tensors, such as '{foreign[0]}'",
+                fix="narrow 'train', or use a trained method",
+            )
+        pairs = [pair for concept in job.concepts for pair in self.edits(job.model, concept)]
+        c_e, c_g = (torch.cat(side) for side in zip(*pairs, strict=True))
+        kept = [prompt for concept in job.concepts for prompt in concept.retain]
+        c_p = torch.cat([self.states(job.model, p, p) for p in dict.fromkeys(kept)] or [c_e[:0]])
+        widths = {name: param.shape[1] for name, param in chosen.items() if param.shape[1] != c_e.shape[1]}
+        if widths:
+            raise ModelError(
+                "the text states do not fit the matrices to edit", found=f"{c_e.shape[1]} against {widths}"
+            )
+        edit = solve(c_e, c_g, c_p, lam=self.lam, s_e=self.erase_scale, s_p=self.retain_scale)
+        before = {name: param.detach().cpu().double() for name, param in chosen.items()}
+        tensors = {name: (weight @ edit).float() for name, weight in before.items()}
+        zero = {name: torch.zeros_like(change) for name, change in tensors.items()}
+        delta = WeightDelta.between(zero, tensors, job.record(self.to_dict()))
+        return delta.scaled(self.strength)
+
+    def edits(self, model: Model, concept: Concept) -> list[tuple[Tensor, Tensor]]:
+        """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of each of its prompts."""
+        guide = concept.anchor if self.guide is None else self.guide
+        texts = [(concept.target, guide)]
+        if self.templates:
+            texts += [(pair.target, pair.anchor if self.guide is None else guide) for pair in concept.pairs()]
+        found = []
+        for target, anchor in texts:
+            c_e = self.states(model, target, concept.target)
+            c_g = self.states(model, anchor, guide)
+            # Aligned at the name's last token; the one with the longer beginning has fewer that follow.
+            count = min(len(c_e), len(c_g))
+            found.append((c_e[:count], c_g[:count]))
+        return found
+
+    def states(self, model: Model, prompt: str, name: str) -> Tensor:
+        """The text states of ``name`` in ``prompt`` that count, ``(n, D)`` float64 on the CPU."""
+        hidden = model.encode([prompt]).hidden[0].detach().cpu().double()
+        end = spans(prompt, name)[-1][1] if name.strip() else len(prompt)
+        first = last_token(model, prompt[:end])
+        return hidden[first : first + 1] if self.tokens == "last" else hidden[first:]
+
+
+def last_token(model: Model, text: str) -> int:
+    """Position of the text's last token of its own, between start and end mark (0 when it has none)."""
+    tokenizer: Any = model.pipe.tokenizer
+    ids = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return max(0, len(ids) - 2)
+
+
+def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p: float) -> Tensor:
+    """E, ``(D, D)`` float64, such that W' = W (I + E) for every matrix W.
+
+    Args:
+        c_e: text states to change, ``(N, D)``.
+        c_g: states whose values they get, ``(N, D)``.
+        c_p: states to keep, ``(P, D)``; P may be 0.
+        lam: λ > 0.
+        s_e: weight of the changed states.
+        s_p: weight of the kept states.
+    """
+    c_e, c_g, c_p = c_e.double(), c_g.double(), c_p.double()
+    wanted = s_e * (c_g - c_e).T @ c_e
+    metric = lam * torch.eye(c_e.shape[1], dtype=torch.float64) + s_e * c_e.T @ c_e + s_p * c_p.T @ c_p
+    edit: Tensor = torch.linalg.solve(metric, wanted.T).T
+    return edit
+
+
+presets.add("uce-official")(("uce", {"tokens": "last", "templates": False}))

@@ -1,0 +1,162 @@
+"""Intervals and paired tests, as pure functions (erasure §4.14).
+
+Everything here takes plain sequences or arrays and returns plain numbers. Random resampling is a function of
+``seed``. Units are taken to be independent: images of one prompt with several seeds are counted as such.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unteach.errors import DataError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with a two-sided confidence interval and the number of observations behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Outcome of the exact McNemar test on paired yes/no answers.
+
+    Attributes:
+        lost: pairs that were true before and false after.
+        gained: pairs that were false before and true after.
+        p: two-sided exact p-value (1 when no pair changed).
+    """
+
+    lost: int
+    gained: int
+    p: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a share (Wilson 1927), without continuity correction.
+
+    Raises:
+        DataError: when ``n`` is not positive or ``successes`` is outside 0..n.
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise DataError(
+            "a share needs at least one observation and 0 <= successes <= n", found=f"{successes} of {n}"
+        )
+    z = _z(confidence)
+    share = successes / n
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(share, low, high, n)
+
+
+def share(hits: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Wilson interval of the share of true values in ``hits`` (any shape, bool)."""
+    flat = np.asarray(hits, dtype=bool).ravel()
+    return wilson(int(flat.sum()), flat.size, confidence)
+
+
+def bootstrap_mean(
+    values: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of a mean.
+
+    Args:
+        values: (N,) finite numbers, one an independent unit (an image or a prompt).
+        confidence: two-sided level.
+        resamples: number of bootstrap means.
+        seed: the interval is a function of the values and this seed.
+
+    Raises:
+        DataError: when there is no value, or one is not finite.
+    """
+    flat = _numbers(values)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    chunk = max(1, 4_000_000 // flat.size)
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
+        means[start : start + rows] = flat[rng.integers(0, flat.size, (rows, flat.size))].mean(axis=1)
+    tail = (1 - _level(confidence)) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    mean = float(flat.mean())
+    # a constant sample can differ from its own bootstrap means in the last bit
+    return Interval(mean, min(float(low), mean), max(float(high), mean), flat.size)
+
+
+def paired_difference(
+    before: ArrayLike, after: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Bootstrap interval of mean(after - before) over pairs: pair i is the same prompt and seed.
+
+    Raises:
+        DataError: when the two differ in length, are empty, or hold a number that is not finite.
+    """
+    first, second = _numbers(before), _numbers(after)
+    if first.size != second.size:
+        raise DataError(
+            "paired values must come in equal numbers", found=f"{first.size} before, {second.size} after"
+        )
+    return bootstrap_mean(second - first, confidence, resamples, seed)
+
+
+def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
+    """Exact McNemar test: are as many pairs lost as gained? (binomial(lost + gained, 1/2), two-sided).
+
+    Raises:
+        DataError: when the two differ in length.
+    """
+    first = np.asarray(before, dtype=bool).ravel()
+    second = np.asarray(after, dtype=bool).ravel()
+    if first.size != second.size:
+        raise DataError(
+            "paired answers must come in equal numbers", found=f"{first.size} before, {second.size} after"
+        )
+    lost = int((first & ~second).sum())
+    gained = int((~first & second).sum())
+    return McNemar(lost, gained, sign_test(lost, gained))
+
+
+def sign_test(lost: int, gained: int) -> float:
+    """Two-sided exact p-value that ``lost`` and ``gained`` are equally likely: min(1, 2 P[X <= min])."""
+    changed = lost + gained
+    if changed == 0:
+        return 1.0
+    tail = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / (1 << changed))
+
+
+def worst(intervals: Sequence[Interval]) -> Interval:
+    """The interval with the lowest value; of equals, the one with the lowest lower end."""
+    if not intervals:
+        raise DataError("the worst of no intervals is not defined")
+    return min(intervals, key=lambda i: (i.value, i.low))
+
+
+def _level(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise DataError("a confidence level lies strictly between 0 and 1", found=confidence)
+    return confidence
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + _level(confidence)) / 2)
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    if flat.size == 0:
+        raise DataError("a mean needs at least one value")
+    if not np.isfinite(flat).all():
+        raise DataError("a mean needs finite values", found=f"{int((~np.isfinite(flat)).sum())} not finite")
+    return flat

@@ -1,0 +1,279 @@
+"""Evaluate an erasure on a canvas: sample before and after, let judges look, write typed Results (erasure
+§4).
+
+Prompts and noise are the same before and after, so every comparison is paired. Noise seeds depend on
+(evaluation seed, prompt) alone: different prompts get different noise, and pictures of the unchanged model
+are shared by all evaluations.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unteach.core import state
+from unteach.core.seeds import integer
+from unteach.data.concepts import Concept
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.model import Model
+from unteach.diffusion.sample import sample
+from unteach.errors import CheckpointError, ConfigError, DataError
+from unteach.evaluate import environment, measures
+from unteach.evaluate.images import ImageStore
+from unteach.evaluate.pictures import grids
+from unteach.evaluate.presence import Answers, Domain, retained
+from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
+from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
+
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(N, 3, H, W) float in [0, 1] to object and style indices (N,) each; the number of classes = none of
+these."""
+
+RESULTS = "results.json"
+"""File name of the results inside ``out``."""
+
+
+def evaluate_canvas(
+    model: Model,
+    delta: WeightDelta | None,
+    concepts: Concept | Sequence[Concept],
+    judges: Mapping[str, Judge],
+    *,
+    world: World | None = None,
+    preset: str | Protocol = "demo",
+    seeds: Sequence[int] = (188,),
+    num_inference_steps: int = 20,
+    guidance_scale: float = 3.0,
+    batch_size: int = 32,
+    scale: float = 1.0,
+    out: Path | str | None = None,
+    before: Path | str | None = None,
+    command: str = "",
+    notes: Mapping[str, str] | None = None,
+    method_seconds: float | None = None,
+    progress: bool = False,
+) -> Results:
+    """Compare a model with itself plus a delta, on the prompts of a protocol.
+
+    Args:
+        model: the unchanged model; unchanged again on return.
+        delta: what an erasing method returned; None = a control that compares the model with itself.
+        concepts: what the delta was to take out.
+        judges: name to judge; each one judges every picture.
+        world: objects, styles and templates; default EmojiCanvas.
+        preset: "demo", "grid" or a Protocol.
+        seeds: evaluation seeds; each prompt is drawn once a seed.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance.
+        batch_size: pictures drawn at a time.
+        scale: of the delta.
+        out: folder for ``results.json``, pictures and what resuming needs; the same call goes on, a finished
+            one is read back. None = nothing is written, and the results have no picture grids.
+        before: folder that shares pictures of the unchanged model between evaluations; default
+            ``out/before``.
+        command: the exact command that makes this result, for the report.
+        notes: name to one-line explanation, shown in the report.
+        method_seconds: wall time of making the delta, for the report.
+        progress: show bars.
+
+    Raises:
+        ConfigError: unknown protocol, a target that is not of this world, no judge, no seed.
+        DataError: a judge answers in the wrong shape or range.
+        CheckpointError: ``out`` holds results of another configuration, or a file of it is damaged.
+    """
+    started = time.perf_counter()
+    world = world or World.emoji()
+    concepts = (concepts,) if isinstance(concepts, Concept) else tuple(concepts)
+    chosen = protocol(preset)
+    _check(concepts, judges, seeds)
+    questions = asks(world, concepts, chosen)
+    sampling = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "model": model.digest(fresh=True),
+        "family": model.family,
+    }
+    change = None if delta is None else {"digest": state.digest(delta.tensors), "scale": scale}
+    record = {
+        "protocol": asdict(chosen),
+        "sampling": sampling,
+        "delta": change,
+        "delta_meta": {} if delta is None else delta.meta,
+        "concepts": [asdict(concept) for concept in concepts],
+        "judges": sorted(judges),
+        "seeds": list(seeds),
+        "prompts": state.fingerprint([asdict(question) for question in questions]),
+    }
+    config = json.loads(state.canonical(record))
+    folder = None if out is None else Path(out)
+    finished = None if folder is None else _finished(folder / RESULTS, config)
+    if finished is not None:
+        return finished
+
+    rows = [question for question in questions for _ in seeds]
+    items = [(q.prompt, integer(seed, "evaluate", q.prompt)) for q in questions for seed in seeds]
+
+    def draw(prompts: list[str], noise: list[int]) -> Tensor:
+        return sample(
+            model,
+            prompts,
+            noise,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+        )
+
+    cache = Path(before) if before is not None else (None if folder is None else folder / "before")
+    old = ImageStore(cache, {**sampling, "delta": None}).fetch(
+        items, draw, chunk=batch_size, progress=progress, label="before"
+    )
+    if delta is None:
+        new = old
+    else:
+        store = ImageStore(None if folder is None else folder / "after", {**sampling, "delta": change})
+        with delta.apply(model, scale=scale):
+            new = store.fetch(items, draw, chunk=batch_size, progress=progress, label="after")
+
+    answers = {name: _judged(name, judge, old, new, rows, world) for name, judge in judges.items()}
+    metrics, tables = _measure(world, concepts, rows, old, new, answers)
+    results = Results(
+        command=command,
+        method=_method(delta),
+        protocol=chosen.name,
+        config=config,
+        concepts=tuple(ConceptRecord(target=c.target, anchor=c.anchor, kind=c.kind) for c in concepts),
+        seeds=tuple(seeds),
+        notes=dict(notes or {}),
+        environment=environment.collect(),
+        metrics=tuple(metrics),
+        tables=tuple(tables),
+        grids=() if folder is None else tuple(grids(world, concepts, rows, items, old, new, folder)),
+        cost=_cost(model, delta, time.perf_counter() - started, 2 * len(items), method_seconds),
+    )
+    if folder is not None:
+        results.save(folder / RESULTS)
+    return results
+
+
+def _check(concepts: Sequence[Concept], judges: Mapping[str, Judge], seeds: Sequence[int]) -> None:
+    problems = []
+    if not concepts:
+        problems.append("no concept was given")
+    if not judges:
+        problems.append("no judge was given")
+    if not seeds or len(set(seeds)) != len(seeds):
+        problems.append(f"evaluation seeds must be different, and at least one; found {list(seeds)}")
+    if problems:
+        raise ConfigError.many(problems, where="the evaluation")
+
+
+def _finished(path: Path, config: Mapping[str, Any]) -> Results | None:
+    if not path.exists():
+        return None
+    results = Results.load(path)
+    if state.canonical(results.config) != state.canonical(config):
+        differing = sorted(key for key in config if not _same(results.config.get(key), config[key]))
+        raise CheckpointError(
+            f"{path} holds an evaluation of another configuration",
+            found=f"different: {', '.join(differing) or 'keys'}",
+            fix="choose another folder, or delete that one",
+        )
+    return results if results.status == "complete" else None
+
+
+def _same(one: object, two: object) -> bool:
+    return state.canonical(one) == state.canonical(two)
+
+
+def _judged(
+    name: str, judge: Judge, old: Tensor, new: Tensor, rows: Sequence[Ask], world: World
+) -> tuple[Answers, Answers]:
+    """(before, after) answers of one judge."""
+    asked_object = [row.object for row in rows]
+    asked_style = [row.style for row in rows]
+
+    def look(images: Tensor) -> Answers:
+        with torch.no_grad():
+            parts = [judge(images[i : i + 256].float() / 255) for i in range(0, len(images), 256)]
+        seen = [torch.cat([part[i].detach().cpu().flatten().long() for part in parts]) for i in (0, 1)]
+        for values, classes in zip(seen, (len(world.objects), len(world.styles)), strict=True):
+            if len(values) != len(rows) or int(values.min()) < 0 or int(values.max()) > classes:
+                raise DataError(
+                    f"judge '{name}' must give one index between 0 and {classes} for each picture",
+                    found=f"{len(values)} for {len(rows)}, {int(values.min())} to {int(values.max())}",
+                )
+        return Answers.of(seen[0].numpy(), seen[1].numpy(), asked_object, asked_style)
+
+    first = look(old)
+    return first, first if new is old else look(new)
+
+
+def _measure(
+    world: World,
+    concepts: Sequence[Concept],
+    rows: Sequence[Ask],
+    old: Tensor,
+    new: Tensor,
+    answers: Mapping[str, tuple[Answers, Answers]],
+) -> tuple[list[Metric], list[Table]]:
+    gone: dict[Domain, list[int]] = {"object": [], "style": []}
+    for concept in concepts:
+        domain, index = world.locate(concept)
+        gone[domain].append(index)
+    objects = [names[0] for names in world.objects]
+    none: dict[Domain, int] = {"object": len(objects), "style": len(world.styles)}
+    sets = np.array([row.set for row in rows])
+    asked = next(iter(answers.values()))[0]
+    rest = retained(asked, gone["object"], gone["style"])
+    metrics: list[Metric] = []
+    tables: list[Table] = []
+    for concept in concepts:
+        domain, target = world.locate(concept)
+        counts = rest | (asked.asked(domain) == target)
+        names = objects if domain == "object" else list(world.styles)
+        for judge, (first, second) in answers.items():
+            subject = measures.Subject(concept=concept.target, target=target, domain=domain, judge=judge)
+            for prompts in SETS:
+                chosen = counts & (sets == prompts)
+                if chosen.any():
+                    pair = (first[chosen], second[chosen])
+                    metrics += measures.presence_metrics(subject, *pair, prompts)
+                    metrics += measures.none_metrics(subject, *pair, prompts, none)
+            tables.append(measures.kept_table(subject, first[counts], second[counts], objects, world.styles))
+            seen = measures.seen_table(subject, first, second, names)
+            tables += [] if seen is None else [seen]
+    for prompts in SETS:
+        chosen = rest & (sets == prompts)
+        if chosen.any():
+            picked = torch.from_numpy(chosen)
+            pairs = {judge: (first[chosen], second[chosen]) for judge, (first, second) in answers.items()}
+            metrics += measures.drift_metrics(old[picked], new[picked], pairs, prompts)
+    return metrics, tables
+
+
+def _method(delta: WeightDelta | None) -> str:
+    return "" if delta is None else str(delta.meta.get("method", ""))
+
+
+def _cost(
+    model: Model, delta: WeightDelta | None, seconds: float, images: int, method_seconds: float | None
+) -> Cost:
+    config = {} if delta is None else delta.meta.get("config", {})
+    steps = config.get("steps") if isinstance(config, dict) else None
+    tensors = [] if delta is None else list(delta.tensors.values())
+    return Cost(
+        seconds=seconds,
+        images=images,
+        method_seconds=method_seconds,
+        method_steps=steps if isinstance(steps, int) else None,
+        parameters_moved=sum(tensor.numel() for tensor in tensors),
+        parameters_total=sum(parameter.numel() for parameter in model.denoiser.parameters()),
+        delta_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        peak_rss_bytes=environment.peak_rss() or None,
+    )

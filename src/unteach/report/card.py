@@ -1,0 +1,119 @@
+"""A short model card (Markdown) that travels with a delta."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unteach.evaluate.results import Results
+from unteach.report import view, words
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def model_card(
+    meta: Mapping[str, Any],
+    results: Sequence[Results] = (),
+    *,
+    name: str = "delta.safetensors",
+    limits: view.Thresholds | None = None,
+) -> str:
+    """Markdown: what the delta does, how well by which judge, how to apply and undo it, and its limits.
+
+    Args:
+        meta: the delta's metadata ("method", "concepts", "family", "base", ...; what is missing is left out).
+        results: evaluations of it.
+        name: file name of the delta.
+        limits: when a verdict counts as met.
+    """
+    limits = limits or view.Thresholds()
+    method = str(meta.get("method", ""))
+    targets = [_target(concept) for concept in _records(meta.get("concepts"))]
+    if not targets:
+        targets = [c.target for run in results for c in run.concepts]
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "tags:",
+        "- unteach",
+        "- concept-erasure",
+        "---",
+        "",
+        f"# Without {escape(', '.join(dict.fromkeys(targets)) or 'an unnamed concept')}",
+        "",
+        "A weight delta made by Unteach: added to its base model, it takes "
+        f"{escape(' and '.join(dict.fromkeys(targets)) or 'a concept')} out.",
+        "",
+    ]
+    if method:
+        meaning = words.METHODS.get(method, "")
+        lines += [f"* Method: `{_code(method)}`{'. ' + meaning if meaning else ''}"]
+    lines += [
+        f"* {label}: `{_code(meta[key])}`"
+        for key, label in (("family", "Model family"), ("base", "Base digest"), ("seed", "Seed"))
+        if key in meta
+    ]
+    lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
+    lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
+    lines += ["```", ""]
+    for run in results:
+        lines += _measured(run, limits)
+    lines += [
+        "## Limits",
+        "",
+        "* “Gone” means that the judges named above do not see it on the prompts asked. Other prompts, other "
+        "judges or further training may bring it back.",
+        "* Check the rest for what you need: the shares above are averages.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measured(run: Results, limits: view.Thresholds) -> list[str]:
+    lines = [f"## Measured ({escape(run.protocol or run.kind)}, {run.status})", ""]
+    for concept in run.concepts:
+        verdict = view.verdict(run, concept.target, limits)
+        lines += [f"**{escape(concept.target)}**: {escape(verdict.sentence)} ({verdict.label}).", ""]
+        lines += [
+            "| measure | prompts | judge | before | after | 95 % | n |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for metric in run.metrics:
+            if metric.concept == concept.target and metric.when == "after" and words.term(metric.name).first:
+                was = run.find(
+                    metric.name,
+                    concept=metric.concept,
+                    when="before",
+                    judge=metric.judge,
+                    prompts=metric.prompts,
+                )
+                cells = [
+                    metric.name,
+                    metric.prompts,
+                    metric.judge,
+                    view.number(was[0], was[0].value) if was else "–",
+                    view.number(metric, metric.value),
+                    view.between(metric),
+                    metric.n,
+                ]
+                lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
+        lines.append("")
+    if run.command:
+        lines += ["Made by:", "", *(f"    {line}" for line in run.command.splitlines()), ""]
+    return lines
+
+
+def _records(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _target(record: object) -> str:
+    return str(record.get("target", "")) if isinstance(record, Mapping) else str(record)
+
+
+def _code(value: object) -> str:
+    return " ".join(str(value).split()).replace("`", "'")

@@ -1,0 +1,78 @@
+"""Errors say what was wrong, what was found and what to do."""
+
+import pytest
+
+from unteach import errors
+from unteach.errors import ConfigError, MissingExtraError, UnteachError
+
+KINDS = [
+    errors.ConfigError,
+    errors.DataError,
+    errors.ModelError,
+    errors.CheckpointError,
+    errors.NumericsError,
+]
+
+
+@pytest.mark.parametrize("kind", [UnteachError, *KINDS])
+def test_message_has_all_three_parts_in_order(kind: type[UnteachError]) -> None:
+    error = kind("the folder has no model", found="an empty folder", fix="give a diffusers folder")
+    assert str(error) == "the folder has no model; found: an empty folder; to do: give a diffusers folder"
+    assert (error.problem, error.found, error.fix) == (
+        "the folder has no model",
+        "an empty folder",
+        "give a diffusers folder",
+    )
+    assert isinstance(error, UnteachError) and isinstance(error, Exception)
+
+
+def test_parts_that_are_not_given_leave_no_trace() -> None:
+    assert str(UnteachError("strength is negative")) == "strength is negative"
+    assert (
+        str(UnteachError("strength is negative", fix="use 0 or more"))
+        == "strength is negative; to do: use 0 or more"
+    )
+
+
+@pytest.mark.parametrize("found", [0, False, "", []])
+def test_found_is_shown_even_when_it_is_falsy(found: object) -> None:
+    assert str(UnteachError("wrong", found=found)) == f"wrong; found: {found}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_are_told_apart(kind: type[UnteachError]) -> None:
+    others = [other for other in KINDS if other is not kind]
+    assert not any(issubclass(kind, other) for other in others)
+
+
+def test_many_lists_every_mistake_with_its_number() -> None:
+    error = ConfigError.many(["no target", "no anchor", "unknown key 'kindd'"], where="concepts.yaml")
+    assert isinstance(error, ConfigError)
+    assert str(error).splitlines() == [
+        "concepts.yaml has 3 mistakes:",
+        "  1. no target",
+        "  2. no anchor",
+        "  3. unknown key 'kindd'",
+    ]
+
+
+def test_many_with_one_mistake_is_one_line() -> None:
+    assert str(ConfigError.many(["no target"])) == "the configuration: no target"
+
+
+def test_missing_extra_names_its_install_line() -> None:
+    error = MissingExtraError("peft", "lora")
+    assert "'peft'" in str(error)
+    assert str(error).endswith("to do: pip install 'unteach[lora]'")
+    assert isinstance(error, UnteachError)
+
+
+@pytest.mark.parametrize("extra", ["lora", "build", "judge", "track", "dev"])
+def test_the_extras_exist(extra: str) -> None:
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    assert project["optional-dependencies"][extra]

@@ -1,0 +1,200 @@
+"""Tiny real pipelines with random weights: real diffusers and transformers classes, made in a second.
+
+``build("sd", folder)`` writes a diffusers folder and returns it; equal kinds and seeds give equal
+bytes. The models draw nothing sensible, but their pictures differ by prompt and by seed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from unteach.core import seeds
+from unteach.diffusion import Model, WeightDelta
+from unteach.diffusion.loading import quiet
+
+KINDS = ("sd", "sd_v", "sdxl")
+LENGTH = 24
+# fmt: off
+_WORDS = [
+    "a", "an", "the", "in", "of", "style", "drawing", "picture", "photo", "icon", "dog", "cat", "apple",
+    "bomb", "house", "car", "twemoji", "openmoji", "noto", "mono", "red", "blue",
+]
+# fmt: on
+_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-in of each byte that byte-level BPE uses."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    table = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    return [table[byte] for byte in range(256)]
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer in which the usual words of the tests are one token each."""
+    symbols = _byte_symbols()
+    vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
+    merges: list[str] = []
+    for word in _WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pair = f"{parts[-2]} {parts[-1]}"
+            if pair not in merges:
+                merges.append(pair)
+            parts[-2:] = [parts[-2] + parts[-1]]
+            if parts[-1] not in vocabulary:
+                vocabulary.append(parts[-1])
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _text_config(tokens: CLIPTokenizer, width: int, factor: float = 10.0) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        initializer_factor=factor,
+    )
+
+
+def _unet(width: int, **extra: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=width,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **extra,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def _livelier(unet: nn.Module) -> None:
+    """Random attention is weak: make the text matter, so that tests can tell two prompts apart."""
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "attn2.to_" in name and name.endswith("weight"):
+                parameter.mul_(3)
+
+
+def pipeline(kind: str, tokenizers: Path, seed: int = 0) -> Any:
+    """The pipeline itself; ``tokenizers`` is a scratch folder for the vocabulary."""
+    tokens = tokenizer(tokenizers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "sdxl":
+            unet = _unet(
+                32,
+                transformer_layers_per_block=(1, 2),
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 16,
+            )
+            _livelier(unet)
+            return StableDiffusionXLPipeline(
+                vae=_vae(),
+                text_encoder=CLIPTextModel(_text_config(tokens, 16, 2.0)),
+                text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens, 16, 2.0)),
+                tokenizer=tokens,
+                tokenizer_2=tokens,
+                unet=unet,
+                scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
+                add_watermarker=False,
+            )
+        if kind == "sd":
+            scheduler: Any = PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1)
+        elif kind == "sd_v":
+            scheduler = DPMSolverMultistepScheduler(
+                **_BETAS, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
+            )
+        else:
+            raise ValueError(f"no toy is called {kind!r}; there are {KINDS}")
+        unet = _unet(16)
+        _livelier(unet)
+        return StableDiffusionPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(tokens, 16)),
+            tokenizer=tokens,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def build(kind: str, folder: Path | str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a toy of one of :data:`KINDS` to ``folder``, unless it is there, and return the folder."""
+    folder = Path(folder)
+    if not (folder / "model_index.json").exists():
+        scratch = folder / "tokenizer"
+        pipe = pipeline(kind, scratch, seed)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                nn.Module.to(part, dtype)
+        with quiet():
+            pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    """A copy of the denoiser's parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.denoiser.named_parameters()}
+
+
+def record(model: Model, **more: object) -> dict[str, object]:
+    """What a delta's meta needs."""
+    return {"method": "test", "base": model.digest(fresh=True), "family": model.family, "seed": 0, **more}
+
+
+def change(model: Model, names: list[str] | None = None, size: float = 0.1, seed: int = 0) -> WeightDelta:
+    """A random change of some tensors, the cross-attention's by default; the model is not touched."""
+    before = weights(model)
+    params = {
+        name: before[name]
+        + size * seeds.randn(before[name].shape, seed, name, 0, [0])[0].to(before[name].dtype)
+        for name in names or model.cross_attention_kv()
+    }
+    return WeightDelta.between(before, params, record(model))
