@@ -29,8 +29,7 @@ def test_message_has_all_three_parts_in_order(kind: type[UnteachError]) -> None:
 def test_parts_that_are_not_given_leave_no_trace() -> None:
     assert str(UnteachError("strength is negative")) == "strength is negative"
     assert (
-        str(UnteachError("strength is negative", fix="use 0 or more"))
-        == "strength is negative; to do: use 0 or more"
+        str(UnteachError("strength is negative", fix="use 0 or more")) == "strength is negative; to do: use 0 or more"
     )
 
 
@@ -72,7 +71,5 @@ def test_the_extras_exist(extra: str) -> None:
     import tomllib
     from pathlib import Path
 
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["optional-dependencies"][extra]

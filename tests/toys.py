@@ -193,8 +193,7 @@ def change(model: Model, names: list[str] | None = None, size: float = 0.1, seed
     """A random change of some tensors, the cross-attention's by default; the model is not touched."""
     before = weights(model)
     params = {
-        name: before[name]
-        + size * seeds.randn(before[name].shape, seed, name, 0, [0])[0].to(before[name].dtype)
+        name: before[name] + size * seeds.randn(before[name].shape, seed, name, 0, [0])[0].to(before[name].dtype)
         for name in names or model.cross_attention_kv()
     }
     return WeightDelta.between(before, params, record(model))

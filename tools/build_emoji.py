@@ -72,9 +72,7 @@ class IconSet:
 
     def __init__(self, work: Path, name: str) -> None:
         self.name = name
-        archive = fetch(
-            work, f"@iconify-json/{name}", VERSIONS[name], f"iconify-json-{name}-{VERSIONS[name]}.tgz"
-        )
+        archive = fetch(work, f"@iconify-json/{name}", VERSIONS[name], f"iconify-json-{name}-{VERSIONS[name]}.tgz")
         with tarfile.open(archive) as tar:
             read = {key: json.load(tar.extractfile(f"package/{key}.json")) for key in ("icons", "info")}  # type: ignore[arg-type]
         self.icons, self.info = read["icons"], read["info"]
@@ -94,9 +92,7 @@ class IconSet:
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
         )
-        big = Image.open(
-            io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size)))
-        )
+        big = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size))))
         big = big.convert("RGBA")
         canvas = Image.new("RGBA", (4 * size, 4 * size))
         big.thumbnail(canvas.size)
@@ -120,13 +116,9 @@ def subgroups(work: Path) -> dict[str, str]:
         words = json.load(tar.extractfile("package/meta/groups.json"))["subgroups"]  # type: ignore[arg-type]
     with tarfile.open(work / f"iconify-json-noto-{VERSIONS['noto']}.tgz") as tar:
         chars = json.load(tar.extractfile("package/chars.json"))  # type: ignore[arg-type]
-    by_code = {
-        e["hexcode"].lower().replace("-fe0f", ""): words[str(e["subgroup"])] for e in emoji if "subgroup" in e
-    }
+    by_code = {e["hexcode"].lower().replace("-fe0f", ""): words[str(e["subgroup"])] for e in emoji if "subgroup" in e}
     return {
-        name: by_code[code.replace("-fe0f", "")]
-        for code, name in chars.items()
-        if code.replace("-fe0f", "") in by_code
+        name: by_code[code.replace("-fe0f", "")] for code, name in chars.items() if code.replace("-fe0f", "") in by_code
     }
 
 
@@ -167,9 +159,7 @@ def digits_in_colour(per_class: int = 4) -> tuple[list[Image.Image], list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("src/unteach/data/packs"))
     args = parser.parse_args()

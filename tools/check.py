@@ -30,15 +30,11 @@ NOT_OURS = {".git", ".venv", "build", "dist", "runs", "__pycache__"}
 SECRETS: Mapping[str, re.Pattern[bytes]] = {
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"),
     "an AWS key": re.compile(rb"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"),
-    "a GitHub token": re.compile(
-        rb"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})"
-    ),
+    "a GitHub token": re.compile(rb"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})"),
     "a Hugging Face token": re.compile(rb"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}"),
     "an API key": re.compile(rb"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{20,}"),
     "a Slack token": re.compile(rb"(?<![A-Za-z0-9])xox[abpr]-[A-Za-z0-9-]{10,}"),
-    "a password in a URL": re.compile(
-        rb"[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}]{1,64}:[^\s/:@'\"<>{}]{1,64}@[\w.-]"
-    ),
+    "a password in a URL": re.compile(rb"[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>{}]{1,64}:[^\s/:@'\"<>{}]{1,64}@[\w.-]"),
     "a path of one machine": re.compile(rb"(?<![\w.~$}-])/(?:(?:root|work)(?![\w-])|(?:home|Users|tmp)/\w)"),
     "a registry host": re.compile(
         rb"(?i)\b(?:pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org|download\.pytorch\.org)\b"
@@ -189,18 +185,14 @@ def run_all(checks: Mapping[str, Check], root: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run the checks of the project.")
-    parser.add_argument(
-        "--only", metavar="NAMES", help="some of them, with commas between: " + ",".join(CHECKS)
-    )
+    parser.add_argument("--only", metavar="NAMES", help="some of them, with commas between: " + ",".join(CHECKS))
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
     parser.add_argument("--list", action="store_true", help="print the names of the checks")
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(CHECKS))
         return 0
-    names = (
-        list(CHECKS) if options.only is None else [n.strip() for n in options.only.split(",") if n.strip()]
-    )
+    names = list(CHECKS) if options.only is None else [n.strip() for n in options.only.split(",") if n.strip()]
     unknown = [name for name in names if name not in CHECKS]
     if unknown or not names:
         parser.error(f"no such check: {', '.join(unknown) or '(none named)'}; known: {', '.join(CHECKS)}")

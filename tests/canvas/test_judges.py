@@ -8,8 +8,8 @@ import torch
 
 from unteach.canvas import garbage, model_path
 from unteach.canvas.garbage import NO_OBJECT, NO_STYLE
-from unteach.canvas.judges import Judge, judges, load, save
-from unteach.canvas.nets import Measurements, networks
+from unteach.canvas.judges import judges, load, save
+from unteach.canvas.nets import Measurements
 from unteach.canvas.train_judges import RECIPES, Recipe, batch, measure, soften, train
 from unteach.core import seeds, state
 from unteach.data.emoji import grid
@@ -33,11 +33,7 @@ def test_the_bundled_judges() -> None:
         file = model_path() / "judges" / f"{name}.safetensors"
         assert file.stat().st_size <= 1.5e6
         line = judges()[name].describe()
-        assert (
-            line.startswith(f"{name}: ")
-            and "\n" not in line
-            and "object 0.99" in line.replace("1.000", "0.999")
-        )
+        assert line.startswith(f"{name}: ") and "\n" not in line and "object 0.99" in line.replace("1.000", "0.999")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +57,7 @@ def test_no_object_in_garbage(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_measured_figures_in_the_file_are_repeatable(name: str) -> None:
     stored = judges()[name].meta["measured"]["weak views"]
-    again = measure(judges()[name])["weak views"]
+    again = measure(judges()[name], ["weak views"])["weak views"]
     # A picture or two may tip over on another machine's arithmetic.
     assert again["object"] == pytest.approx(stored["object"], abs=0.003)
     assert again["style"] == pytest.approx(stored["style"], abs=0.003)
@@ -154,16 +150,27 @@ def test_the_judges_are_independent() -> None:
     assert float(both) < 0.5 * float(either)
 
 
-TOY = Recipe(network="patch", steps=4, batch=8, garbage=4, seed=3)
+@pytest.mark.parametrize("name", NAMES)
+def test_doubt_adds_to_the_logit_of_none(name: str) -> None:
+    net = load(model_path() / "judges" / f"{name}.safetensors").net
+    images = grid().views(*(t[::40] for t in grid().pairs()))
+    before = net(images)
+    net.doubt(0.7, -0.2)
+    for old, new, amount in zip(before, net(images), (0.7, -0.2), strict=True):
+        old, new = (x[:, -1:] - x[:, :-1] for x in (old, new))
+        assert torch.allclose(new - old, torch.full_like(old, amount), atol=1e-4)
+
+
+TOY = Recipe(network="patch", steps=4, batch=8, garbage=32, seed=3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_batch(name: str) -> None:
-    seen = batch(grid(), replace(RECIPES[name], batch=10, garbage=4), 0)
-    assert seen.images.shape == (14, 3, 32, 32)
+    seen = batch(grid(), replace(RECIPES[name], batch=10, garbage=32), 0)
+    assert seen.images.shape == (42, 3, 32, 32)
     assert 0 <= float(seen.images.min()) <= float(seen.images.max()) <= 1
-    assert (seen.objects == NO_OBJECT).tolist() == [False] * 10 + [True] * 4
-    other = batch(grid(), replace(RECIPES[name], batch=10, garbage=4), 1)
+    assert (seen.objects == NO_OBJECT).tolist() == [False] * 10 + [True] * 32
+    other = batch(grid(), replace(RECIPES[name], batch=10, garbage=32), 1)
     assert not torch.equal(seen.images, other.images)
 
 
@@ -184,10 +191,11 @@ def test_interrupted_training_is_unbroken_training(name: str, tmp_path: Path) ->
 
 
 def test_training_learns() -> None:
-    start = Judge("patch", networks["patch"]())
-    trained = train(replace(TOY, steps=40, batch=48, garbage=8))
-    before, after = (measure(j, per_pair=1)["weak views"]["style"] for j in (start, trained))
-    assert after > before + 0.2
+    objects, styles = grid().pairs()
+    table, _ = train(replace(TOY, steps=30, batch=48)).probabilities(grid().views(objects, styles))
+    # "None" is the answer until a class is learned well, so early learning shows in the order of the classes.
+    right = (table[:, :-1].argmax(dim=1) == objects).float().mean()
+    assert float(right) > 10 / 60
 
 
 def test_measurements_tell_direction_and_colour() -> None:
@@ -195,8 +203,7 @@ def test_measurements_tell_direction_and_colour() -> None:
     edge = torch.zeros(1, 3, 32, 32)
     edge[..., 16:] = 1
     tables = [
-        bank(x)
-        for x in (edge, edge.flip(3), edge.transpose(2, 3), edge * torch.tensor([1.0, 0, 0])[:, None, None])
+        bank(x) for x in (edge, edge.flip(3), edge.transpose(2, 3), edge * torch.tensor([1.0, 0, 0])[:, None, None])
     ]
     assert all(t.shape == (1, bank.size) and bool(torch.isfinite(t).all()) for t in tables)
     assert all(float((tables[0] - t).abs().max()) > 0.2 for t in tables[1:])

@@ -80,7 +80,7 @@ def alone(out: Path, point: str) -> None:
 
             Path.replace = die  # type: ignore[method-assign,assignment]
         if point == "slow":
-            time.sleep(0.02)
+            time.sleep(0.01 if s.index < 26 else 600)  # the other process has all the time to kill this one
         return net.step(s)
 
     history = net.loop(out).run(step)

@@ -104,23 +104,17 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_near_misses() -> None:
     with pytest.raises(ModelError) as caught:
         select(net, [*KV, "attn2.to_k"])
     assert "matches 'attn2.to_k'" in str(caught.value)
-    assert "is only a part of 0.attn2.to_k.weight, 1.attn2.to_k.weight: try '.*attn2.to_k.*'" in str(
-        caught.value
-    )
+    assert "is only a part of 0.attn2.to_k.weight, 1.attn2.to_k.weight: try '.*attn2.to_k.*'" in str(caught.value)
     with pytest.raises(ModelError) as caught:
         select(net, [r"0\.attn2\.tok\.weight"])
     assert "is near 0.attn2.to_k.weight" in str(caught.value)
     assert "24 parameters, such as 0.attn1.to_q.weight" in str(caught.value)
-    with pytest.raises(
-        ModelError, match=r"no parameter of ModuleList matches 'xyz'.*patterns match whole names"
-    ):
+    with pytest.raises(ModelError, match=r"no parameter of ModuleList matches 'xyz'.*patterns match whole names"):
         select(net, [".*"], exclude=["xyz"])
 
 
 def test_selecting_nothing_is_an_error() -> None:
-    with pytest.raises(
-        ModelError, match=r"exclude takes out all matches.*exclude '\.\*attn\.\*'.*such as 0\.attn1"
-    ):
+    with pytest.raises(ModelError, match=r"exclude takes out all matches.*exclude '\.\*attn\.\*'.*such as 0\.attn1"):
         select(blocks(), KV, exclude=[".*attn.*"])
     with pytest.raises(ConfigError, match="no pattern was given"):
         select(blocks(), [])
@@ -150,9 +144,7 @@ def test_frozen_parameters_can_be_selected() -> None:
 def test_first_match_wins_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     net = blocks()
     with caplog.at_level(logging.DEBUG, logger="unteach.core.masks"):
-        labels = assign(
-            net, [(r".*\.attn2\.to_k\..*", "keys"), (r".*attn2.*", "attention"), (".*", "frozen")]
-        )
+        labels = assign(net, [(r".*\.attn2\.to_k\..*", "keys"), (r".*attn2.*", "attention"), (".*", "frozen")])
     assert list(labels) == [name for name, _ in net.named_parameters()]
     assert labels["0.attn2.to_k.weight"] == "keys"
     assert labels["0.attn2.to_v.weight"] == "attention"
@@ -259,9 +251,7 @@ def test_the_budget_is_the_decimal_number_as_written() -> None:
 
 
 amounts = st.lists(
-    st.tuples(
-        st.sampled_from((0.0, 0.5, 1.0, -2.0, math.inf, -math.inf)) | st.floats(-9, 9), st.integers(1, 40)
-    ),
+    st.tuples(st.sampled_from((0.0, 0.5, 1.0, -2.0, math.inf, -math.inf)) | st.floats(-9, 9), st.integers(1, 40)),
     min_size=1,
     max_size=8,
 )

@@ -142,8 +142,7 @@ def test_a_permutation_holds_every_number_once(n: int, seed: int) -> None:
 
 def test_permutations_differ_by_purpose_and_index() -> None:
     orders = {
-        tuple(seeds.permutation(20, 0, *key).tolist())
-        for key in (("a",), ("b",), ("a", 1), ("a", 2), ("a", "x"))
+        tuple(seeds.permutation(20, 0, *key).tolist()) for key in (("a",), ("b",), ("a", 1), ("a", 2), ("a", "x"))
     }
     assert len(orders) == 5
 

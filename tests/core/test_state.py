@@ -37,9 +37,7 @@ def parts(folder: Path) -> list[str]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return state.save(
-        tmp_path / "state.safetensors", {"w": torch.arange(6.0), "n": torch.tensor(3)}, {"step": 4}
-    )
+    return state.save(tmp_path / "state.safetensors", {"w": torch.arange(6.0), "n": torch.tensor(3)}, {"step": 4})
 
 
 # ------------------------------------------------------------------------------------------------ round trip
@@ -90,31 +88,21 @@ def test_views_transposed_expanded_tied_and_trainable_tensors(tmp_path: Path) ->
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40)
 @given(
     st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(
-            lambda name: name != "__metadata__"
-        ),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(lambda name: name != "__metadata__"),
         st.lists(st.integers(0, 3), max_size=3),
         max_size=4,
     ),
     st.dictionaries(
         st.text(max_size=5).filter(lambda text: text.isprintable()),
         st.recursive(
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.floats(allow_nan=False)
-            | st.text('aé"\n{}\\', max_size=5),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=3)
-            ),
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('aé"\n{}\\', max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=3),
             max_leaves=6,
         ),
         max_size=4,
     ),
 )
-def test_any_names_shapes_and_metadata(
-    tmp_path: Path, shapes: dict[str, list[int]], meta: dict[str, Any]
-) -> None:
+def test_any_names_shapes_and_metadata(tmp_path: Path, shapes: dict[str, list[int]], meta: dict[str, Any]) -> None:
     tensors = {name: torch.rand(shape) for name, shape in shapes.items()}
     state.save(tmp_path / "s.safetensors", tensors, meta)
     loaded, found = state.load(tmp_path / "s.safetensors")
@@ -281,11 +269,7 @@ def test_a_full_disk_leaves_the_file_before_intact_and_nothing_half_written(tmp_
     said = json.loads(run.stdout)
     assert set(said) == {f"{kind} {where}" for kind in ("save", "json", "bytes") for where in ("old", "new")}
     for message in said.values():
-        assert (
-            "untouched" in message
-            and "found: File too large" in message
-            and "free some disk space" in message
-        )
+        assert "untouched" in message and "found: File too large" in message and "free some disk space" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.bin", "r.json", "s.safetensors"]
     assert state.read_json(tmp_path / "r.json") == [1] and (tmp_path / "b.bin").read_bytes() == b"1"
     tensors, meta = state.load(tmp_path / "s.safetensors")
@@ -360,8 +344,8 @@ def test_equal_configurations_have_equal_fingerprints() -> None:
 
 def test_different_configurations_have_different_fingerprints() -> None:
     values: list[object] = [
-        None, False, 0, "", "0", [], {}, [[]], [0], {"a": 0}, {"a": None}, {"b": 0}, 0.1, 0.1 + 1e-16, 1.0, 1, "1",
-        [1, 2], [2, 1], "é", "e",
+        None, False, 0, "", "0", [], {}, [[]], [0], {"a": 0}, {"a": None}, {"b": 0}, 0.1, 0.1 + 1e-16, 1.0,
+        1, "1", [1, 2], [2, 1], "é", "e",
     ]  # fmt: skip
     assert len({state.fingerprint(value) for value in values}) == len(values)
     with pytest.raises(TypeError, match="cannot be part of a configuration"):

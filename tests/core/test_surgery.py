@@ -103,9 +103,7 @@ def test_orthogonal_property(shapes, seed, dtype, strength, scope) -> None:
             if along > 1e-6 * norm(u):
                 assert equal(g, u)
         else:
-            assert inner(g, r) / norm(r) == pytest.approx(
-                (1 - strength) * along, abs=TOLERANCE[dtype] * norm(u)
-            )
+            assert inner(g, r) / norm(r) == pytest.approx((1 - strength) * along, abs=TOLERANCE[dtype] * norm(u))
             # nothing changes across r
             across = [
                 x.double() - y.double() - strength * -along / norm(r) * z.double()
@@ -237,9 +235,7 @@ def test_a_broken_gradient_shows_in_the_update() -> None:
     """Taking NaN for "no conflict" would let the unlearning gradient through unguarded."""
     for scope in SCOPES:
         for formula in FORMULAS:
-            (g,), stats = project(
-                [torch.ones(2)], [torch.tensor([1.0, math.nan])], scope=scope, formula=formula
-            )
+            (g,), stats = project([torch.ones(2)], [torch.tensor([1.0, math.nan])], scope=scope, formula=formula)
             assert g.isnan().all()
             assert math.isnan(stats.as_log()["conflict_cosine"])
 

@@ -78,6 +78,4 @@ def test_pcgrad_is_a_function_of_the_generator() -> None:
     grads = [normal([(3,), (2, 2)], k) for k in range(5)]
     one, same = (pcgrad(grads, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert equal(one, same)
-    assert any(
-        not equal(one, pcgrad(grads, generator=torch.Generator().manual_seed(s))) for s in range(2, 12)
-    )
+    assert any(not equal(one, pcgrad(grads, generator=torch.Generator().manual_seed(s))) for s in range(2, 12))

@@ -70,9 +70,7 @@ def test_swap_there_and_back(anchor, target):
 
 
 def test_pairs_differ_in_the_name_alone():
-    concept = Concept(
-        target="twemoji", anchor="openmoji", kind="style", prompts=("a {} dog", "{} owl", "{} owl")
-    )
+    concept = Concept(target="twemoji", anchor="openmoji", kind="style", prompts=("a {} dog", "{} owl", "{} owl"))
     assert concept.pairs() == [
         PromptPair("an openmoji dog", "a twemoji dog"),
         PromptPair("openmoji owl", "twemoji owl"),

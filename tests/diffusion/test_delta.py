@@ -124,9 +124,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(sd: Model, toy: Toy) -
     misspelt = WeightDelta({**delta.tensors, "conv_in.wight": torch.zeros(1)}, delta.meta)
     refused(misspelt, r"1 of the delta's 9 tensors.*'conv_in\.wight'.*did you mean 'conv_in\.weight'")
     refused(WeightDelta(delta.tensors, {"family": "sd"}), "does not say which base")
-    refused(
-        delta, "for the family 'sd'; found: a model of family 'sdxl'", _with_names(load(toy("sdxl")), delta)
-    )
+    refused(delta, "for the family 'sd'; found: a model of family 'sdxl'", _with_names(load(toy("sdxl")), delta))
     refused(delta, "learned on other weights than these", Model(_shifted(toy)))
     assert_same(sd, before)
     with misspelt.apply(sd, strict=False) as handle:
@@ -275,9 +273,7 @@ def test_merging_is_checked(sd: Model) -> None:
 # Export
 
 
-def test_an_exported_folder_is_base_plus_delta(
-    model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_exported_folder_is_base_plus_delta(model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before, delta = weights(model), change(model)
     folder = delta.export(model, tmp_path / "a" / "erased")
     assert capfd.readouterr() == ("", "")

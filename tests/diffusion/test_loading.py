@@ -37,9 +37,7 @@ def test_families_and_predictions_are_recognised(toy: Toy) -> None:
 
 @pytest.mark.parametrize("kind", toys.KINDS)
 @pytest.mark.parametrize(("saved", "asked"), [(torch.float16, torch.float32), (torch.float32, torch.float16)])
-def test_every_part_has_the_dtype_asked_for(
-    kind: str, saved: torch.dtype, asked: torch.dtype, tmp_path: Path
-) -> None:
+def test_every_part_has_the_dtype_asked_for(kind: str, saved: torch.dtype, asked: torch.dtype, tmp_path: Path) -> None:
     folder = toys.build(kind, tmp_path / "toy", dtype=saved)
     model = load(folder, dtype=asked)
     assert len(parts(model)) == len(model.conventions.components)

@@ -24,9 +24,7 @@ def noise(model: Model, batch: int = 3, purpose: str = "test") -> torch.Tensor:
 def test_encoding_is_the_pipelines(model: Model) -> None:
     prompts = ["a dog", "an openmoji cat", "a dog"]
     cond = model.encode(prompts)
-    theirs = model.pipe.encode_prompt(
-        prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
+    theirs = model.pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     torch.testing.assert_close(cond.hidden, theirs[0])
     assert len(cond) == 3 and cond.hidden.shape[1] == toys.LENGTH
     assert not torch.allclose(cond.hidden[0], cond.hidden[1])
@@ -40,9 +38,7 @@ def test_encoding_is_the_pipelines(model: Model) -> None:
 
 def test_each_prompt_is_encoded_once_alone_and_returned_as_a_copy(model: Model) -> None:
     calls: list[int] = []
-    model.pipe.text_encoder.register_forward_hook(
-        lambda module, args, output: calls.append(output[0].shape[0])
-    )
+    model.pipe.text_encoder.register_forward_hook(lambda module, args, output: calls.append(output[0].shape[0]))
     first = model.encode(["a dog", "a cat", "a dog"])
     assert calls == [1, 1]
     first.hidden.zero_()
@@ -98,9 +94,7 @@ def test_prompts_are_checked(sd: Model) -> None:
 def test_conditioning_rows(model: Model) -> None:
     cond = model.encode(["a dog", "a cat", "a bomb"])
     picked = cond.index([2, 0, 0])
-    assert {name: part.shape[0] for name, part in picked.tensors().items()} == dict.fromkeys(
-        cond.tensors(), 3
-    )
+    assert {name: part.shape[0] for name, part in picked.tensors().items()} == dict.fromkeys(cond.tensors(), 3)
     assert torch.equal(picked.hidden, cond.hidden[[2, 0, 0]])
     assert torch.equal(cond.index(slice(1, None)).hidden, cond.index(torch.tensor([1, 2])).hidden)
     joined = Conditioning.cat([cond.index([0]), cond.index([1, 2])])
@@ -197,9 +191,7 @@ def test_latents_are_centred_where_sdxls_vae_says_so(toy: Toy) -> None:
     model.pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
     centred = model.to_latents(images)
     scale = model.pipe.vae.config.scaling_factor
-    expected = (
-        (plain / scale - torch.tensor(mean).view(1, 4, 1, 1)) / torch.tensor(std).view(1, 4, 1, 1) * scale
-    )
+    expected = (plain / scale - torch.tensor(mean).view(1, 4, 1, 1)) / torch.tensor(std).view(1, 4, 1, 1) * scale
     torch.testing.assert_close(centred, expected)
     torch.testing.assert_close(model.decode(centred), decoded)
 

@@ -63,9 +63,7 @@ def test_prompt_seed_and_guidance_each_matter(model: Model) -> None:
 def test_latents_decode_to_the_picture(model: Model) -> None:
     latents = sample(model, PROMPTS, SEEDS, output="latent", **STEPS)
     assert latents.shape == (5, *model.latent_shape)
-    torch.testing.assert_close(
-        model.decode(latents), sample(model, PROMPTS, SEEDS, **STEPS), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(model.decode(latents), sample(model, PROMPTS, SEEDS, **STEPS), rtol=0, atol=1e-5)
 
 
 def test_other_sizes(model: Model) -> None:
@@ -150,9 +148,7 @@ def test_batches_come_one_by_one(sd: Model, tmp_path: Path) -> None:
 def test_pictures_of_another_run_are_refused(sd: Model, tmp_path: Path) -> None:
     sample(sd, PROMPTS, SEEDS, out=tmp_path, **STEPS)
 
-    def refused(
-        changed: str, prompts: list[str] = PROMPTS, seeds: list[int] = SEEDS, **other: object
-    ) -> None:
+    def refused(changed: str, prompts: list[str] = PROMPTS, seeds: list[int] = SEEDS, **other: object) -> None:
         with pytest.raises(CheckpointError, match=f"pictures of another run; found: different: {changed};"):
             sample(sd, prompts, seeds, out=tmp_path, **{**STEPS, **other})
 
@@ -209,9 +205,7 @@ def test_settings_are_checked_all_at_once(sd: Model) -> None:
 def test_pictures_that_are_not_finite_are_an_error(sd: Model, tmp_path: Path) -> None:
     with torch.no_grad():
         sd.pipe.unet.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(
-        NumericsError, match=r"1 of 1 pictures.*prompt 'a dog', seed 3, weights in torch\.float32"
-    ):
+    with pytest.raises(NumericsError, match=r"1 of 1 pictures.*prompt 'a dog', seed 3, weights in torch\.float32"):
         sample(sd, ["a dog"], [3], out=tmp_path, **STEPS)
     assert not list(tmp_path.glob("rows-*"))
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of erasing: a concept that the toys can spell, and settings that make any method quick."""
+"""Shared by the tests of erasing: a concept the toys can spell, and settings that make any method quick."""
 
 import dataclasses
 from pathlib import Path
@@ -51,9 +51,7 @@ def picture(model: Model, prompt: str = "a twemoji dog") -> Tensor:
 
 
 def same(a: WeightDelta, b: WeightDelta) -> bool:
-    return a.tensors.keys() == b.tensors.keys() and all(
-        torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors
-    )
+    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
 
 
 def start(method: Trained, model: Model, student: Student, out: Path | None = None) -> Run:

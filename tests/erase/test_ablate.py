@@ -13,9 +13,7 @@ from unteach.erase.train import training
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_steps_are_adamw_on_the_papers_loss(sd, teacher, weight):
     """Two steps by hand: U-Net called directly, gradients by backward, torch's own clipping and AdamW."""
-    method = quick(
-        "ablate", steps=2, teacher=teacher, retain_weight=weight, detach_first_token=False, clip=0.5
-    )
+    method = quick("ablate", steps=2, teacher=teacher, retain_weight=weight, detach_first_token=False, clip=0.5)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         halves = [[run.batch(Step(i, 2, 3), half) for half in ("unlearn", "retain")] for i in range(2)]
@@ -55,23 +53,30 @@ def test_steps_are_adamw_on_the_papers_loss(sd, teacher, weight):
 def test_the_two_teachers_differ_after_the_first_step(sd, erased):
     for steps, equal in ((1, True), (3, False)):
         a, b = (
-            erase(sd, CONCEPT, quick("ablate", steps=steps, teacher=teacher))
-            for teacher in ("current", "original")
+            erase(sd, CONCEPT, quick("ablate", steps=steps, teacher=teacher)) for teacher in ("current", "original")
         )
         assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors) == equal
 
 
+@pytest.mark.parametrize("kind", ["sd_v", "sdxl"], indirect=True)
 def test_training_brings_the_target_to_the_anchor(model):
     method = quick(
-        "ablate", steps=40, lr=3e-3, retain_weight=0.0, weight_decay=0.0, teacher="original", batch=4
+        "ablate",
+        steps=30,
+        lr=1e-2,
+        retain_weight=0.0,
+        weight_decay=0.0,
+        teacher="original",
+        batch=4,
+        clip=0.0,
     )
-    probe = [p for p in ("a twemoji dog", "an openmoji dog")]
+    probe = ("a twemoji dog", "an openmoji dog")
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(8, *model.latent_shape, generator=generator)
     t = torch.arange(100, 900, 100)
     target, anchor = (model.encode([prompt] * 8) for prompt in probe)
-    with torch.no_grad():
+    with torch.no_grad():  # erasing finds its own way to gradients
         wanted, first = model.predict(x_t, t, anchor), model.predict(x_t, t, target)
         with erase(model, CONCEPT, method).apply(model):
             after = model.predict(x_t, t, target)
-    assert float((after - wanted).square().mean()) < 0.5 * float((first - wanted).square().mean())
+    assert float((after - wanted).square().mean()) < 0.6 * float((first - wanted).square().mean())

@@ -1,4 +1,4 @@
-"""The training data: drawn by the original model from anchor and retain prompts, resumable, never of the target."""
+"""The training data: drawn by the original model, resumable, never of the target."""
 
 import pytest
 import torch
@@ -27,17 +27,13 @@ def test_prompts_are_taken_in_turn_and_the_target_is_never_drawn(sd, tmp_path):
     assert not any("twemoji" in prompt for prompt in asked)
     numbers = [seeds.integer(1, "anchor image", i) for i in range(3)]
     numbers += [seeds.integer(1, "retain image", i) for i in range(4)]
-    want = sample(
-        sd, asked, numbers, num_inference_steps=2, guidance_scale=3.0, output="latent", batch_size=2
-    )
+    want = sample(sd, asked, numbers, num_inference_steps=2, guidance_scale=3.0, output="latent", batch_size=2)
     torch.testing.assert_close(torch.cat([data.latents, data.retain_latents]), want, rtol=1e-4, atol=1e-4)
     assert not torch.equal(data.latents[0], data.latents[2])  # one prompt, two seeds
 
 
 def test_without_retain_prompts_the_anchors_are_kept(sd):
-    data = draw(
-        job(sd, Concept(target="bomb", anchor="apple", prompts=("a {}",))), images=1, retain_images=2, **HOW
-    )
+    data = draw(job(sd, Concept(target="bomb", anchor="apple", prompts=("a {}",))), images=1, retain_images=2, **HOW)
     assert data.retain == ["an apple", "an apple"]
 
 
@@ -63,9 +59,7 @@ def test_an_interrupted_drawing_goes_on(sd, tmp_path):
     state.save(file, {**tensors, "images": tensors["images"] + 100}, meta)
     data = draw(job(sd, out=tmp_path), images=3, retain_images=3, **HOW)
     assert torch.equal(data.latents[:2], whole.latents[:2] + 100)
-    assert torch.equal(data.latents[2:], whole.latents[2:]) and torch.equal(
-        data.retain_latents, whole.retain_latents
-    )
+    assert torch.equal(data.latents[2:], whole.latents[2:]) and torch.equal(data.retain_latents, whole.retain_latents)
     assert not (tmp_path / "anchors.part").exists()
     again = draw(job(sd, out=tmp_path), images=3, retain_images=3, **HOW)
     assert torch.equal(again.latents, data.latents)

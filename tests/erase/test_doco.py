@@ -1,4 +1,4 @@
-"""DoCo: the discriminator, the two players' step against the formulas (doco §6), warm-up, leak and options."""
+"""DoCo: the discriminator, the two players' step against the formulas (doco §6), warm-up, leak."""
 
 import pytest
 import torch
@@ -108,9 +108,7 @@ def test_the_discriminators_gradient_with_and_without_the_leak(sd, leak):
     with training(sd, method.selected(sd)) as student:
         run, game = game_of(method, sd, student)
         game.optimizer.register_step_pre_hook(
-            lambda opt, args, kwargs: used.extend(
-                p.grad.clone() for g in opt.param_groups for p in g["params"]
-            )
+            lambda opt, args, kwargs: used.extend(p.grad.clone() for g in opt.param_groups for p in g["params"])
         )
         step = Step(0, 4, 3)
         move = game.play(run.batch(step, "unlearn"), learning=True)
@@ -138,6 +136,7 @@ def test_the_discriminators_gradient_with_and_without_the_leak(sd, leak):
         ({"space": "eps", "clip": 0.0, "retain_target": "teacher"}, "orthogonal"),
     ],
 )
+@pytest.mark.parametrize("kind", ["sd", "sd_v"], indirect=True)
 def test_one_step_is_the_papers(kind, model, settings, formula):
     """§1.4 and §2 by hand: one *joint* forward of both halves (§6.8), losses, clipping, projection, AdamW."""
     method = quick("doco", warm_up=0, steps=1, **settings)
@@ -179,24 +178,20 @@ def test_one_step_is_the_papers(kind, model, settings, formula):
                 grads[:] = [g * min(1.0, method.clip / float(norm)) for g in grads]
         if method.scope == "global":
             sizes = [g.numel() for g in g_u]
-            edited = by_hand(
-                *(torch.cat([g.flatten() for g in x]) for x in (g_u, g_r)), method.projection, formula
-            )
+            edited = by_hand(*(torch.cat([g.flatten() for g in x]) for x in (g_u, g_r)), method.projection, formula)
             g = [part.view_as(like) for part, like in zip(edited.split(sizes), g_u, strict=True)]
         else:
             g = [by_hand(x, y, method.projection, formula) for x, y in zip(g_u, g_r, strict=True)]
         g = [x + method.retain_weight * y for x, y in zip(g, g_r, strict=True)]
         log = game.step(step)
         for name, grad in zip(names, g, strict=True):
-            # AdamW's first step is the gradient's sign, nearly: compare what it was given, from its first moment.
+            # AdamW's first step is nearly the gradient's sign, so compare what it was given: its moment.
             used = run.optimizer.state[student.params[name]]["exp_avg"] / 0.1
             torch.testing.assert_close(used, grad, rtol=2e-3, atol=3e-5)
-            want = moved[name] * (1 - method.lr * method.weight_decay) - method.lr * used / (
-                used.abs() + 1e-8
-            )
+            want = moved[name] * (1 - method.lr * method.weight_decay) - method.lr * used / (used.abs() + 1e-8)
             torch.testing.assert_close(student.params[name].detach(), want, rtol=1e-4, atol=1e-5)
     assert ("retain_loss" in log) == (method.projection > 0 or method.retain_weight > 0)
-    adversarial = float(l_u) - method.pair_weight * float((e_s - e_a).square().mean())
+    adversarial = float(l_u.detach()) - method.pair_weight * float((e_s.detach() - e_a).square().mean())
     assert float(log["unlearn_loss"]) == pytest.approx(adversarial, rel=1e-3)
     assert 0 <= float(log["discriminator_accuracy"]) <= 1
 
@@ -217,7 +212,7 @@ def test_some_of_these_steps_had_a_conflict(sd):
     method = quick("doco", warm_up=0, steps=8)
     shares = []
     with training(sd, method.selected(sd)) as student:
-        run, game = game_of(method, sd, student)
+        _, game = game_of(method, sd, student)
         shares = [float(game.step(Step(i, 8, 3))["conflict_share"]) for i in range(4)]
         assert all(0 <= share <= 1 for share in shares) and max(shares) > 0
 
@@ -234,11 +229,13 @@ def test_the_discriminator_sees_the_student_as_it_was_before_its_update(sd):
 
 
 def test_the_discriminator_learns_what_it_is_told(sd):
-    method = quick("doco", steps=40, warm_up=39, batch=8, d_lr=1e-2, images=8)
+    method = quick("doco", steps=40, warm_up=39, batch=8, d_lr=1e-2, images=8, space="eps")
     with training(sd, method.selected(sd)) as student:
         _, game = game_of(method, sd, student)
-        accuracy = [float(game.step(Step(i, 40, 3))["discriminator_accuracy"]) for i in range(30)]
-    assert sum(accuracy[-5:]) / 5 > 0.8
+        for param in student.live.values():
+            param.data.mul_(-3)  # a student that is easy to tell from its teacher
+        accuracy = [float(game.step(Step(i, 40, 3))["discriminator_accuracy"]) for i in range(12)]
+    assert sum(accuracy[:3]) / 3 < 0.7 < 0.8 < sum(accuracy[-3:]) / 3
 
 
 def test_the_log_tells_the_story(sd, tmp_path):

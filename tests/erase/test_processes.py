@@ -25,7 +25,7 @@ def context():
 def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(context, folder, tmp_path):
     settings = {"method": "doco", **QUICK, "steps": 8, "warm_up": 2, "images": 20}
     out, toy = tmp_path / "run", folder("sd")
-    # While pictures are drawn, while they are put together, in the warm-up, at and after a checkpoint, at the end.
+    # While pictures are drawn, after that, in the warm-up, at and after a checkpoint, at the end.
     for when in ("anchors.part/rows-*.safetensors", "anchors.safetensors", 1, 4, 7, "delta.safetensors"):
         process = context.Process(target=worker.killed, args=(toy, out, settings, when))
         process.start()
@@ -56,10 +56,7 @@ def test_two_processes_agree(context, folder, tmp_path, name):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     toy = folder("sd")
-    members = [
-        context.Process(target=worker.member, args=(rank, 2, port, toy, tmp_path, settings))
-        for rank in (0, 1)
-    ]
+    members = [context.Process(target=worker.member, args=(rank, 2, port, toy, tmp_path, settings)) for rank in (0, 1)]
     for process in members:
         process.start()
     for process in members:
@@ -68,10 +65,9 @@ def test_two_processes_agree(context, folder, tmp_path, name):
     first, second = (WeightDelta.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     assert same(first, second) and same(first, WeightDelta.load(tmp_path / "shared" / "delta.safetensors"))
     alone = erase(load(toy), CONCEPT, method, seed=5)
-    a, b = (torch.cat([t.flatten() for t in d.tensors.values()]) for d in (first, alone))
+    a, b = (torch.cat([d.tensors[n].flatten() for n in alone.tensors]) for d in (first, alone))
     if name == "ablate":
-        # Adam turns rounding into whole steps where a gradient is almost zero; elsewhere the runs agree closely.
-        assert float(((a - b).abs() < 1e-4).float().mean()) > 0.98
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     else:
-        # The discriminator normalises over a process's own share of the batch, so the game is a little different.
-        assert not torch.equal(a, b) and float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.5
+        # The discriminator normalises over a process's own share of the batch: a slightly different game.
+        assert not torch.equal(a, b) and float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.8

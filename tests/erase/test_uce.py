@@ -63,9 +63,7 @@ def test_every_matrix_of_a_model_is_the_minimiser(model, tokens):
         loss = objective(new, old, c_e, c_g @ old.T, c_p, 0.2, 1.0, 0.7)
         (slope,) = torch.autograd.grad(loss, new)
         (start,) = torch.autograd.grad(
-            objective(
-                old.requires_grad_(True), old.detach(), c_e, (c_g @ old.T).detach(), c_p, 0.2, 1.0, 0.7
-            ),
+            objective(old.requires_grad_(True), old.detach(), c_e, (c_g @ old.T).detach(), c_p, 0.2, 1.0, 0.7),
             old,
         )
         assert float(slope.norm()) < 1e-5 * float(start.norm())
@@ -80,9 +78,7 @@ def test_the_target_gets_the_anchors_values(model):
         target = method.states(model, "twemoji", "twemoji") @ new.T
         kept = method.states(model, "dog", "dog") @ new.T
     old = model.denoiser.get_parameter(name).detach().double()
-    torch.testing.assert_close(
-        target, method.states(model, "openmoji", "openmoji") @ old.T, rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(target, method.states(model, "openmoji", "openmoji") @ old.T, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(kept, method.states(model, "dog", "dog") @ old.T, rtol=1e-3, atol=1e-3)
 
 
@@ -107,11 +103,9 @@ def test_edits_are_aligned_at_the_name(model):
     length = len(model.encode(["dog"]).hidden[0])
     concept = Concept(target="red dog", anchor="cat", prompts=("a {} in the house",))
     bare, inside = UCE().edits(model, concept)
-    # "red dog" ends at position 2 and "cat" at 1; inside the prompt at 3 and 2: the longer beginning leaves fewer.
+    # "red dog" ends at position 2, "cat" at 1; in the prompt at 3 and 2: a longer beginning leaves fewer.
     assert [len(side) for side in (*bare, *inside)] == [length - 2, length - 2, length - 3, length - 3]
-    target, anchor = (
-        model.encode([f"a {name} in the house"]).hidden[0].double() for name in ("red dog", "cat")
-    )
+    target, anchor = (model.encode([f"a {name} in the house"]).hidden[0].double() for name in ("red dog", "cat"))
     assert torch.equal(inside[0], target[3:]) and torch.equal(inside[1], anchor[2:-1])
     assert len(UCE(templates=False).edits(model, concept)) == 1
     (guided,) = UCE(templates=False, tokens="last", guide="").edits(model, concept)

@@ -81,7 +81,7 @@ def test_the_emoji_world(choice: str, concept: Concept) -> None:
         assert len([a for a in target if a.set == name]) >= 32
     if choice == "grid":
         assert len({(a.object, a.style) for a in found if a.set == UNLEARNING}) == 480
-    # outside the unlearning set means outside: no held-out template, no other name is among what may be trained on
+    # outside the unlearning set means outside: nothing there may be trained on
     trained = {a.prompt for a in found if a.set == UNLEARNING}
     assert not trained & {a.prompt for a in found if a.set != UNLEARNING}
     if domain == "object":
@@ -114,9 +114,9 @@ def test_names_of_the_concept_come_first() -> None:
 
 
 def test_what_is_not_of_the_world_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no style.*'notto'.*'noto'"):
+    with pytest.raises(ConfigError, match=r"no style.*'notto'.*'noto'"):
         asks(WORLD, [Concept(target="notto", anchor="mono", kind="style")], SMALL)
-    with pytest.raises(ConfigError, match="no object.*'pupy'.*'puppy'"):
+    with pytest.raises(ConfigError, match=r"no object.*'pupy'.*'puppy'"):
         asks(WORLD, [Concept(target="pupy", anchor="cat")], SMALL)
     with pytest.raises(ConfigError, match="listed twice"):
         asks(WORLD, [DOG, Concept(target="puppy", anchor="cat")], SMALL)
@@ -124,5 +124,5 @@ def test_what_is_not_of_the_world_is_refused() -> None:
 
 def test_protocols_by_name() -> None:
     assert protocol("grid") is PROTOCOLS["grid"] and protocol(SMALL) is SMALL
-    with pytest.raises(ConfigError, match="'gird'.*'grid'"):
+    with pytest.raises(ConfigError, match=r"'gird'.*'grid'"):
         protocol("gird")

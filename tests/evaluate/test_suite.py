@@ -46,11 +46,7 @@ def test_the_numbers_are_what_the_judge_says(model: Model, delta: WeightDelta, j
     for when, images in (("before", old), ("after", new)):
         objects, styles = judge(images)
         gone = [int(styles[i]) != 1 for i, a in enumerate(mine) if a.style == 1]
-        kept = [
-            (int(objects[i]), int(styles[i])) == (a.object, a.style)
-            for i, a in enumerate(mine)
-            if a.style != 1
-        ]
+        kept = [(int(objects[i]), int(styles[i])) == (a.object, a.style) for i, a in enumerate(mine) if a.style != 1]
         (ua,) = results.find("UA", prompts=UNLEARNING, when=when, concept="noto")
         (rest,) = results.find("kept", prompts=UNLEARNING, when=when, concept="noto")
         assert (ua.value, ua.n) == (pytest.approx(sum(gone) / len(gone)), len(gone))
@@ -81,7 +77,7 @@ def test_the_record_is_complete(model: Model, delta: WeightDelta, judge: Nearest
     assert results.cost.images == 2 * 2 * len(asks(WORLD, [NOTO], SMALL))
     assert results.cost.parameters_moved == delta.size and results.cost.delta_bytes == 4 * delta.size
     assert results.cost.peak_rss_bytes is None or results.cost.peak_rss_bytes > 10**7
-    assert results.environment.torch == torch.__version__.split("+")[0] or results.environment.torch
+    assert results.environment.torch == torch.__version__
     assert results.config["sampling"]["num_inference_steps"] == 2
     assert [(g.role, g.concept) for g in results.grids] == [("target", "noto")] * 3 + [("retained", "")] * 3
     for grid in results.grids:
@@ -92,7 +88,7 @@ def test_the_record_is_complete(model: Model, delta: WeightDelta, judge: Nearest
     first = results.grids[0]
     shown = pictures(model, [first.captions[0]], 1)[0]
     with Image.open(tmp_path / first.images[0][0]) as image:
-        assert image.getpixel((3, 5)) == tuple(int(round(float(v) * 255)) for v in shown[:, 5, 3])
+        assert image.getpixel((3, 5)) == tuple(round(float(v) * 255) for v in shown[:, 5, 3])
     assert first.seeds[0] == integer(1, "evaluate", first.captions[0])
 
 
@@ -108,11 +104,8 @@ def test_the_same_call_reads_what_is_finished(
         run(model, delta, judge, out=tmp_path / "run", guidance_scale=1.0)
 
 
-def test_interrupted_is_unbroken(
-    model: Model, delta: WeightDelta, judge: NearestMean, tmp_path: Path
-) -> None:
+def test_interrupted_is_unbroken(model: Model, delta: WeightDelta, judge: NearestMean, tmp_path: Path) -> None:
     whole = run(model, delta, judge, out=tmp_path / "whole")
-    calls = 0
 
     class Impatient(NearestMean):
         def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +113,7 @@ def test_interrupted_is_unbroken(
 
     with pytest.raises(KeyboardInterrupt):
         run(model, delta, Impatient(judge.means, judge.far), out=tmp_path / "broken")
-    assert calls == 0 and not (tmp_path / "broken" / "results.json").exists()
+    assert not (tmp_path / "broken" / "results.json").exists()
     chunks = sorted((tmp_path / "broken" / "after").rglob("*.safetensors"))
     stamps = {chunk: chunk.stat().st_mtime_ns for chunk in chunks[1:]}
     chunks[0].unlink()
@@ -137,7 +130,7 @@ def test_pictures_of_the_unchanged_model_are_shared(
     run(model, delta, judge, out=tmp_path / "dog", before=tmp_path / "shared", preset="grid", concepts=DOG)
     new = set((tmp_path / "shared").rglob("*.safetensors")) - set(stamps)
     assert stamps and all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
-    # what both ask for was not drawn again: only prompts of the second target in further templates were missing
+    # what both ask for was not drawn again
     prompts = [{a.prompt for a in asks(WORLD, [c], _grid())} for c in (NOTO, DOG)]
     assert len(new) <= -(-len(prompts[1] - prompts[0]) // 8) < -(-len(prompts[1]) // 8)
     assert not (tmp_path / "noto" / "before").exists()
@@ -159,9 +152,7 @@ def test_strength_zero_is_the_control(model: Model, delta: WeightDelta, judge: N
     assert run(model, delta, judge, scale=0.0).metrics == run(model, None, judge).metrics
 
 
-def test_two_concepts_and_two_judges(
-    model: Model, delta: WeightDelta, judge: NearestMean, tmp_path: Path
-) -> None:
+def test_two_concepts_and_two_judges(model: Model, delta: WeightDelta, judge: NearestMean, tmp_path: Path) -> None:
     blind = dataclasses.replace(SMALL, name="two")
     results = evaluate_canvas(
         model,
@@ -178,9 +169,7 @@ def test_two_concepts_and_two_judges(
     for concept in ("noto", "dog"):
         (ua,) = results.find("UA", judge="blind", concept=concept, prompts=UNLEARNING, when="before")
         assert ua.value == 1.0  # who says "none" to everything sees nothing of the concept, either
-        (none,) = results.find(
-            "none on rest", judge="blind", concept=concept, prompts=UNLEARNING, when="after"
-        )
+        (none,) = results.find("none on rest", judge="blind", concept=concept, prompts=UNLEARNING, when="after")
         assert none.value == 1.0
     rest = {m.n for m in results.metrics if m.name == "IRA" and m.prompts == UNLEARNING}
     assert rest == {3}  # the rest asks for neither concept
@@ -212,9 +201,7 @@ class Wild:
 @pytest.mark.parametrize("index", [-1, len(STYLES) + 1])
 def test_a_judge_answers_in_range(model: Model, index: int) -> None:
     with pytest.raises(DataError, match=f"judge 'wild' must give one index between 0 and {len(STYLES)}"):
-        evaluate_canvas(
-            model, None, NOTO, {"wild": Wild(index)}, world=WORLD, preset=SMALL, num_inference_steps=2
-        )
+        evaluate_canvas(model, None, NOTO, {"wild": Wild(index)}, world=WORLD, preset=SMALL, num_inference_steps=2)
 
 
 def test_the_judge_of_the_tests_can_tell(model: Model, judge: NearestMean) -> None:

@@ -25,7 +25,7 @@ WORLD = World(
 
 
 class NearestMean:
-    """Names a picture after the (object, style) pair whose mean picture is nearest; "none" when all are far."""
+    """Names a picture after the (object, style) pair of the nearest mean picture; "none" when all are far."""
 
     def __init__(self, means: Tensor, far: float) -> None:
         self.means, self.far = means, far

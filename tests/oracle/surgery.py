@@ -76,17 +76,14 @@ def pcgrad(
     """PCGrad, algorithm 1, line by line; ``None`` is written out as zeros."""
     tasks, count = len(grads), len(grads[0])
     shown = [next((task[t] for task in grads if task[t] is not None), None) for t in range(count)]
-    orders = [
-        [j for j in torch.randperm(tasks, generator=generator).tolist() if j != i] for i in range(tasks)
-    ]
+    orders = [[j for j in torch.randperm(tasks, generator=generator).tolist() if j != i] for i in range(tasks)]
     result: list[Tensor | None] = [None] * count
     present = [t for t in range(count) if shown[t] is not None]
     groups = [[t] for t in present] if scope == "per_tensor" else [present]
     for members in groups:
         like = [shown[t] for t in members]
         filled = [
-            _flat([torch.zeros_like(shown[t]) if task[t] is None else task[t] for t in members])
-            for task in grads
+            _flat([torch.zeros_like(shown[t]) if task[t] is None else task[t] for t in members]) for task in grads
         ]
         total = [0.0] * len(filled[0])
         for i in range(tasks):

@@ -68,9 +68,7 @@ def test_machine_paths_are_found(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", MORE_HOSTS)
 def test_hosts_are_found(tmp_path: Path, text: str) -> None:
-    assert "a.cfg:1: looks like a registry host" in check.check_secrets(
-        tmp_path, [write(tmp_path, "a.cfg", text)]
-    )
+    assert "a.cfg:1: looks like a registry host" in check.check_secrets(tmp_path, [write(tmp_path, "a.cfg", text)])
 
 
 @pytest.mark.parametrize("text", HARMLESS)

@@ -8,16 +8,18 @@ cheap, linear in the pixels and nearly white; the decoder is then trained on the
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from unteach.core import seeds
 from unteach.core.loop import Loop, Step
 from unteach.errors import ModelError
+
+parts: Any = diffusers  # its classes are only partly typed
 
 LATENTS = 24
 """Latent channels: the first principal components of a patch of 4 x 4 x 3 = 48 numbers."""
@@ -26,24 +28,25 @@ _GROUPS, _WIDTH, _CONSTANT, _WHITENING = 8, 64, 200.0, 0.6
 _PER_GROUP = 3  # latents a group: three pairs (+x, -x) and the two constants fill its eight channels
 
 
-def build(images: Tensor) -> AutoencoderKL:
+def build(images: Tensor) -> Any:
     """An AutoencoderKL (32 px, f = 4, 24 x 8 x 8) with the linear encoder fitted to ``images``.
 
     Args:
         images: (N, 3, 32, 32), float in [-1, 1].
     """
-    vae = AutoencoderKL(
+    vae = parts.AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=LATENTS, sample_size=32, block_out_channels=(16, _WIDTH, _WIDTH),
         layers_per_block=1, norm_num_groups=_GROUPS, down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False, use_quant_conv=False,
         use_post_quant_conv=False, scaling_factor=1.0,
     )  # fmt: skip
-    encoder = cast(Any, vae.encoder)
+    encoder: Any = vae.encoder
     with torch.no_grad():
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.zero_()
-                cast(Tensor, module.bias).zero_()
+                if module.bias is not None:
+                    module.bias.zero_()
         for colour in range(3):
             encoder.conv_in.weight[colour, colour, 1, 1] = 1
         _gather(encoder.down_blocks[0].downsamplers[0].conv.weight, 3)
@@ -87,7 +90,7 @@ def _gather(weight: Tensor, channels: int) -> None:
 def _features(encoder: Any, images: Tensor) -> Tensor:
     """The 48 numbers of every patch, in the encoder's own order: (N, 48, 8, 8)."""
     parts = []
-    for batch in images.split(256):
+    for batch in torch.split(images, 256):
         hidden = encoder.conv_in(batch)
         for block in encoder.down_blocks:
             hidden = block(hidden)
@@ -105,15 +108,15 @@ def _components(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, basis, scale / (deviation * scale).pow(2).mean().sqrt()
 
 
-def _linearity(vae: AutoencoderKL, images: Tensor, mean: Tensor, basis: Tensor, scale: Tensor) -> float:
+def _linearity(vae: Any, images: Tensor, mean: Tensor, basis: Tensor, scale: Tensor) -> float:
     """Largest difference between the encoder's output and the linear map that it should compute."""
-    latents = cast(Any, vae.encode(images)).latent_dist.mean
+    latents = vae.encode(images).latent_dist.mean
     pixels = F.pixel_unshuffle(F.pixel_unshuffle(images, 2), 2).permute(0, 2, 3, 1)
     return float((latents.permute(0, 2, 3, 1) - ((pixels - mean) @ basis) * scale).abs().max().detach())
 
 
 def train_decoder(
-    vae: AutoencoderKL,
+    vae: Any,
     views: Callable[[Step, range], Tensor],
     out: Path,
     *,
@@ -123,8 +126,8 @@ def train_decoder(
     seed: int = 0,
     progress: bool = False,
 ) -> None:
-    """Train the decoder on latents of ``views`` (uint8, (B, 3, 32, 32)) with L1 + MSE; noise on latents makes it robust."""
-    decoder = cast(nn.Module, vae.decoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Train the decoder on latents of ``views`` (uint8, (B, 3, 32, 32)) with L1 + MSE, under noise on the latents."""
+    decoder: Any = vae.decoder.to(memory_format=torch.channels_last)
     vae.requires_grad_(False)
     decoder.requires_grad_(True)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr, betas=(0.9, 0.99))
@@ -134,13 +137,13 @@ def train_decoder(
         items = s.items(batch)
         images = views(s, items).float() / 127.5 - 1
         with torch.no_grad():
-            latents = cast(Any, vae.encode(images)).latent_dist.mean
+            latents = vae.encode(images).latent_dist.mean
         level = 0.08 * s.rand("level", (1, 1, 1), items)
         latents = latents + level * s.randn("latent noise", latents.shape[1:], items)
         drawn = decoder(latents.contiguous(memory_format=torch.channels_last))
         l1, mse = F.l1_loss(drawn, images), F.mse_loss(drawn, images)
         optimiser.zero_grad()
-        (l1 + mse).backward()
+        torch.autograd.backward([l1 + mse])
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()
         schedule.step()

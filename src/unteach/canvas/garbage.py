@@ -96,9 +96,7 @@ def _noise(views: Labelled, generator: Generator) -> tuple[Tensor, Tensor | None
     scales = [cloud(count, cells, generator) for cells in (2, 4, 8, 16, 32)]
     choice = torch.randint(len(scales), (count,), generator=generator)
     noise = torch.stack(scales)[choice, torch.arange(count)]
-    return torch.rand(count, 3, 1, 1, generator=generator) + _uniform(
-        views, generator, 0.1, 0.5
-    ) * noise, None
+    return torch.rand(count, 3, 1, 1, generator=generator) + _uniform(views, generator, 0.1, 0.5) * noise, None
 
 
 @kinds.add("blend")
@@ -126,8 +124,7 @@ def _scraps(views: Labelled, generator: Generator) -> tuple[Tensor, Tensor | Non
     quarters = [x.reshape(-1, 3, 2, half, 2, half) for x in (views.images, *(views.images[r] for r in rows))]
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     tiles = [
-        quarters[i][:, :, 1 - a, :, b] if i % 2 else quarters[i][:, :, a, :, 1 - b]
-        for i, (a, b) in enumerate(places)
+        quarters[i][:, :, 1 - a, :, b] if i % 2 else quarters[i][:, :, a, :, 1 - b] for i, (a, b) in enumerate(places)
     ]
     upper, lower = torch.cat(tiles[:2], dim=3), torch.cat(tiles[2:], dim=3)
     return torch.cat([upper, lower], dim=2), None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.canvas import model_path
-from unteach.canvas.nets import Logits, networks
+from unteach.canvas.nets import CLASSES, Logits, networks
 from unteach.core import state
 from unteach.data.emoji import OBJECTS, SIZE, STYLES
 from unteach.errors import CheckpointError, DataError
@@ -68,6 +68,8 @@ class Judge:
                 found=images.dtype,
                 fix="divide uint8 pixels by 255",
             )
+        if not len(images):
+            return torch.empty(0, CLASSES[0] + 1), torch.empty(0, CLASSES[1] + 1)
         images = images.detach().to("cpu", torch.float32)
         whole = torch.isfinite(images).all(dim=3).all(dim=2).all(dim=1)
         images = torch.nan_to_num(images).clamp(0, 1)
@@ -84,9 +86,7 @@ class Judge:
     def describe(self) -> str:
         """One line: name, kind, size and measured accuracy."""
         size = sum(p.numel() for p in self.net.parameters()) / 1e6
-        line = (
-            f"{self.name}: {getattr(self.net, 'summary', type(self.net).__name__)}, {size:.2f} M parameters"
-        )
+        line = f"{self.name}: {getattr(self.net, 'summary', type(self.net).__name__)}, {size:.2f} M parameters"
         measured = self.meta.get("measured", {}).get("weak views")
         if measured is None:
             return line

@@ -65,8 +65,8 @@ class ConvNet(nn.Module):
     @torch.no_grad()
     def doubt(self, objects: float, styles: float) -> None:
         """Add to the logits of "none", for good."""
-        for head, amount in zip(self.where, (objects, styles), strict=True):
-            head.bias[-1] += amount
+        for i, amount in enumerate((objects, styles)):
+            self.get_parameter(f"where.{i}.bias")[-1] += amount
 
     def loss(self, logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
         """Cross-entropy with a little label smoothing."""
@@ -190,8 +190,8 @@ class PatchNet(nn.Module):
     @torch.no_grad()
     def doubt(self, objects: float, styles: float) -> None:
         """Take from the logits of all classes, for good: as much as adding to "none"."""
-        for head, amount in zip(self.heads, (objects, styles), strict=True):
-            head.bias -= amount
+        for i, amount in enumerate((objects, styles)):
+            self.get_parameter(f"heads.{i}.bias").sub_(amount)
 
     def loss(self, logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
         """Binary cross-entropy, summed over the classes; styles, the harder question, count twice."""

@@ -8,7 +8,7 @@ comes on top, answered with "none of these".
 import argparse
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,13 +59,11 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cnn": Recipe(network="cnn", steps=680, seed=1),
-    "patch": Recipe(
-        network="patch", steps=1200, batch=128, garbage=48, strong=0.6, weight_decay=2e-2, seed=2
-    ),
+    "patch": Recipe(network="patch", steps=1200, batch=128, garbage=48, strong=0.6, weight_decay=2e-2, seed=2),
 }
 """The bundled judges' recipes."""
 
-DOUBT: dict[str, tuple[float, float]] = {"cnn": (0.7, 0.0), "patch": (0.0, 0.0)}
+DOUBT: dict[str, tuple[float, float]] = {"cnn": (-0.3, -1.0), "patch": (-0.5, -1.2)}
 """Added to the logits of "none" (object, style) after training; chosen on draws that no figure comes from."""
 
 
@@ -206,33 +204,39 @@ class _Buffers:
         self.net.load_state_dict(state_dict, strict=False)
 
 
-def measure(judge: judges.Judge, *, per_pair: int = 2, seed: int = 1000) -> dict[str, dict[str, float]]:
+CONDITIONS: tuple[str, ...] = ("weak views", "strong views", "soft views", *garbage.TRAINED, *garbage.UNSEEN)
+"""What :func:`measure` shows the judges."""
+
+
+def measure(
+    judge: judges.Judge, conditions: Sequence[str] = CONDITIONS, *, per_pair: int = 2, seed: int = 1000
+) -> dict[str, dict[str, float]]:
     """How often a judge is right, on fresh views of all pairs and on garbage.
 
+    Args:
+        judge: the judge.
+        conditions: which of :data:`CONDITIONS`.
+        per_pair: pictures of every pair in each condition.
+        seed: root of the draws; each condition has its own.
+
     Returns:
-        condition ("weak views", "strong views", "soft views", each kind of garbage) to shares: "object" and
-        "style" right (for garbage "style" counts only the pictures where no style is left), and "n" pictures.
+        condition to shares: "object" and "style" right (for garbage "style" counts only the pictures where no style
+        is left), and "n" pictures.
     """
     canvas = grid()
     objects, styles = (t.repeat(per_pair) for t in canvas.pairs())
-    table: dict[str, Labelled] = {}
-
-    def draw(name: str, *, strong: bool = False) -> Labelled:
-        generator = seeds.generator(seed, "measure", name)
-        return Labelled(canvas.views(objects, styles, generator, strong=strong), objects, styles)
-
-    table["weak views"] = weak = draw("weak views")
-    table["strong views"] = draw("strong views", strong=True)
-    noise = torch.randn(weak.images.shape, generator=seeds.generator(seed, "measure", "grain"))
-    table["soft views"] = weak._replace(images=(soften(weak.images, 0.7) + 0.03 * noise).clamp(0, 1))
-    for kind in (*garbage.TRAINED, *garbage.UNSEEN):
-        table[kind] = garbage.make(kind, draw(f"views for {kind}"), seeds.generator(seed, "measure", kind))
     out = {}
-    for name, seen in table.items():
+    for name in conditions:
+        generator = seeds.generator(seed, "measure", name)
+        strong = name == "strong views"
+        seen = Labelled(canvas.views(objects, styles, generator, strong=strong), objects, styles)
+        if name == "soft views":
+            noise = torch.randn(seen.images.shape, generator=generator)
+            seen = seen._replace(images=(soften(seen.images, 0.7) + 0.03 * noise).clamp(0, 1))
+        elif name in garbage.kinds:
+            seen = garbage.make(name, seen, generator)
         said = judge(seen.images)
-        where = (
-            torch.ones_like(objects, dtype=torch.bool) if "views" in name else seen.styles == garbage.NO_STYLE
-        )
+        where = torch.ones_like(objects, dtype=torch.bool) if "views" in name else seen.styles == garbage.NO_STYLE
         right = [(a == b).float() for a, b in zip(said, (seen.objects, seen.styles), strict=True)]
         out[name] = {
             "object": float(right[0].mean()),
@@ -246,21 +250,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m unteach.canvas.train_judges", description=__doc__)
     parser.add_argument("--judge", choices=sorted(RECIPES), action="append", help="which (default: all)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("judges"), help="folder for checkpoints (default: judges)"
-    )
-    parser.add_argument(
-        "--into", type=Path, default=model_path() / "judges", help="folder for finished judges"
-    )
+    parser.add_argument("--out", type=Path, default=Path("judges"), help="folder for checkpoints (default: judges)")
+    parser.add_argument("--into", type=Path, default=model_path() / "judges", help="folder for finished judges")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.judge or list(RECIPES):
         recipe = RECIPES[name]
         judge = train(recipe, out=args.out / name, progress=True)
         judge.net.doubt(*DOUBT[name])  # type: ignore[operator]
-        path = judges.save(
-            args.into / f"{name}.safetensors", name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name]
-        )
+        path = judges.save(args.into / f"{name}.safetensors", name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name])
         table = measure(judges.load(path))
         judges.save(path, name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name], measured=table)
         for condition, row in table.items():

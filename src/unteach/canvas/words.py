@@ -38,11 +38,13 @@ WIDTH = 96
 _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def draw_caption(obj: int, style: int, rng: random.Random, *, fill: float = 0.5) -> tuple[str, int, int]:
+def draw_caption(
+    obj: int, style: int, rng: random.Random, *, fill: float = 0.5, invent: float = 0.0
+) -> tuple[str, int, int]:
     """A training caption of a picture and what it says: (text, object or "none" index, style or "none" index).
 
-    8 % name no style, 6 % no object; in a share ``fill`` of the rest one to three filler words stand anywhere but
-    inside a name.
+    8 % name no style, 6 % no object; in a share ``fill`` of all, one to three filler words stand anywhere but inside a
+    name, and with chance ``invent`` the first of them is a word that nobody knows.
     """
     name, word, draw = rng.choice(OBJECTS[obj].names), STYLES[style], rng.random()
     if draw < 0.08:
@@ -55,8 +57,11 @@ def draw_caption(obj: int, style: int, rng: random.Random, *, fill: float = 0.5)
     text = caption(template, name.replace(" ", "_"), word)
     if rng.random() < fill:
         words = text.split(" ")
-        for _ in range(rng.randint(1, 3)):
-            words.insert(rng.randint(0, len(words)), rng.choice(FILLER))
+        extra = [rng.choice(FILLER) for _ in range(rng.randint(1, 3))]
+        if invent and rng.random() < invent:
+            extra[0] = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2))
+        for filler in extra:
+            words.insert(rng.randint(0, len(words)), filler)
         text = " ".join(words)
     return text.replace("_", " "), *said
 
@@ -68,7 +73,9 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     others = [word for domain in adaptation().values() for word in {*domain.objects, *domain.styles}]
     texts += [caption(t, o, s) for t in HELD_OUT_TEMPLATES for o in ("box", "tree") for s in STYLES] * 3
     texts += [*FILLER, "plain", "thing", "object", "nothing", "something", *others] * 3
-    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer = Tokenizer(
+        models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -82,14 +89,17 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    entries = [*alphabet, *(c + "</w>" for c in alphabet), *(m.replace(" ", "") for m in merges), *model["vocab"]]
+    entries = [
+        *alphabet,
+        *(c + "</w>" for c in alphabet),
+        *(m.replace(" ", "") for m in merges),
+        *model["vocab"],
+    ]
     vocab = {entry: i for i, entry in enumerate(dict.fromkeys([*entries, "<|startoftext|>", "<|endoftext|>"]))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    made = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=LENGTH
-    )
+    made = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=LENGTH)
     made.save_pretrained(folder)
     return made
 
@@ -130,7 +140,9 @@ class Reader(nn.Module):
         return self.objects(hidden), self.styles(hidden), ids == self.end
 
 
-def train_reader(folder: Path, out: Path, *, steps: int = 900, seed: int = 0, progress: bool = False) -> dict[str, float]:
+def train_reader(
+    folder: Path, out: Path, *, steps: int = 900, seed: int = 0, progress: bool = False
+) -> dict[str, float]:
     """Pre-train the text encoder and save it into ``folder/text_encoder``; returns accuracies by template set."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     reader = Reader(tokenizer, seed)
@@ -152,14 +164,15 @@ def train_reader(folder: Path, out: Path, *, steps: int = 900, seed: int = 0, pr
             target = labels[:, column : column + 1].expand(where.shape)
             loss = loss + F.cross_entropy(logits[where], target[where])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward([loss])
         optimiser.step()
         schedule.step()
         return {"loss": loss.detach()}
 
     Loop(
         steps=steps, seed=seed, params=dict(reader.named_parameters()), state={"optimiser": optimiser, "lr": schedule},
-        config={"stage": "text encoder"}, out=out, save_every=100, log_every=50, progress=progress, label="text encoder",
+        config={"stage": "text encoder"}, out=out, save_every=100, log_every=50, progress=progress,
+        label="text encoder",
     ).run(step)  # fmt: skip
     reader.eval()
     reader.encoder.save_pretrained(folder / "text_encoder")
@@ -174,7 +187,12 @@ def reading(reader: Reader, tokenizer: CLIPTokenizer, templates: Sequence[str]) 
     """Share of captions (both names, all pairs) whose object and style are both read right from the last position."""
     right = total = 0
     for template in templates:
-        rows = [(caption(template, n, s), i, j) for i, o in enumerate(OBJECTS) for n in o.names for j, s in enumerate(STYLES)]
+        rows = [
+            (caption(template, n, s), i, j)
+            for i, o in enumerate(OBJECTS)
+            for n in o.names
+            for j, s in enumerate(STYLES)
+        ]
         objects, styles, _ = reader(token_ids(tokenizer, [text for text, _, _ in rows]))
         labels = torch.tensor([row[1:] for row in rows])
         hit = (objects[:, -1].argmax(1) == labels[:, 0]) & (styles[:, -1].argmax(1) == labels[:, 1])

@@ -1,0 +1,1 @@
+"""Tensors only: gradient rules, masks, the training loop, checkpoints, seeds, the registry."""

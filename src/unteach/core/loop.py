@@ -156,9 +156,7 @@ class Loop:
         history.records = self._trim_log(first)
         PartialState().wait_for_everyone()  # nobody writes before everybody has read
         begin, saved = time.monotonic(), first
-        bar = tqdm(
-            total=self.steps, initial=first, desc=self.label, disable=not (self.progress and self.rank == 0)
-        )
+        bar = tqdm(total=self.steps, initial=first, desc=self.label, disable=not (self.progress and self.rank == 0))
         index = first
         try:
             for index in range(first, self.steps):
@@ -196,9 +194,7 @@ class Loop:
 
     def _diverged(self, what: str, step: int, found: object, saved: int) -> NumericsError:
         kept = (
-            f"the good state of step {saved} is kept in {self.path}"
-            if self.out and saved
-            else "nothing was saved yet"
+            f"the good state of step {saved} is kept in {self.path}" if self.out and saved else "nothing was saved yet"
         )
         return NumericsError(
             f"{what} is not finite at step {step} of {self.steps}; {kept}",
@@ -212,9 +208,7 @@ class Loop:
             **_numbers(values),
         }
         history.records.append(record)
-        bar.set_postfix(
-            {name: f"{value:.3g}" for name, value in record.items() if name != "step"}, refresh=False
-        )
+        bar.set_postfix({name: f"{value:.3g}" for name, value in record.items() if name != "step"}, refresh=False)
         if self.out is not None and self.rank == 0:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -336,9 +330,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"float": repr(value)}  # JSON has no infinity
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    raise CheckpointError(
-        "a state holds something that is neither a tensor nor a plain value", found=type(value)
-    )
+    raise CheckpointError("a state holds something that is neither a tensor nor a plain value", found=type(value))
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

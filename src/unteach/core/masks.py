@@ -34,9 +34,7 @@ class _Entry:
     names: list[str] = field(default_factory=list)
 
 
-def select(
-    module: nn.Module, patterns: Sequence[str], exclude: Sequence[str] = ()
-) -> dict[str, nn.Parameter]:
+def select(module: nn.Module, patterns: Sequence[str], exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters whose whole name matches one of ``patterns`` and none of ``exclude``.
 
     Args:
@@ -53,9 +51,7 @@ def select(
     """
     wanted, unwanted = _compile(patterns, "patterns"), _compile(exclude, "exclude")
     if not wanted:
-        raise ConfigError(
-            "no pattern was given, so nothing can be selected", fix="give at least one, or '.*' for all"
-        )
+        raise ConfigError("no pattern was given, so nothing can be selected", fix="give at least one, or '.*' for all")
     entries = _entries(module)
     _all_used(entries, [*wanted, *unwanted], module)
     chosen: dict[str, nn.Parameter] = {}
@@ -185,9 +181,7 @@ def by_score(
     if not (math.isfinite(budget) and 0 <= budget <= 1):
         problems.append(f"the budget is a share and must be in [0, 1], found {budget}")
     if scores.keys() != sizes.keys():
-        problems.append(
-            f"scores and sizes have different names: {_listed(sorted(scores.keys() ^ sizes.keys()))}"
-        )
+        problems.append(f"scores and sizes have different names: {_listed(sorted(scores.keys() ^ sizes.keys()))}")
     negative = sorted(name for name, size in sizes.items() if size < 0)
     if negative:
         problems.append(f"sizes must not be negative: {_listed(negative)}")
@@ -248,15 +242,11 @@ def _all_used(entries: Sequence[_Entry], patterns: Sequence[re.Pattern[str]], mo
     for pattern in unused:
         inside = [name for name in names if pattern.search(name)]
         if inside:
-            hints.append(
-                f"'{pattern.pattern}' is only a part of {_listed(inside, 3)}: try '.*{pattern.pattern}.*'"
-            )
+            hints.append(f"'{pattern.pattern}' is only a part of {_listed(inside, 3)}: try '.*{pattern.pattern}.*'")
             continue
         plain = re.sub(r"[\\^$*+?()\[\]{}|]", "", pattern.pattern).strip(".")
         close = difflib.get_close_matches(plain, names, n=3, cutoff=0.5)
-        hints.append(
-            f"'{pattern.pattern}' is near " + _listed(close) if close else "patterns match whole names"
-        )
+        hints.append(f"'{pattern.pattern}' is near " + _listed(close) if close else "patterns match whole names")
     raise ModelError(
         f"no parameter of {type(module).__name__} matches {_quoted([p.pattern for p in unused])}",
         found=_available(entries),

@@ -37,10 +37,7 @@ def randn(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal noise, shape ``(len(items), *shape)``; row i depends on ``items[i]`` alone."""
-    rows = [
-        torch.randn(tuple(shape), generator=generator(seed, purpose, step, item), dtype=dtype)
-        for item in items
-    ]
+    rows = [torch.randn(tuple(shape), generator=generator(seed, purpose, step, item), dtype=dtype) for item in items]
     return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=dtype)
 
 

@@ -150,9 +150,7 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(
-            f"there is no file {path}", fix="check the path, or run the command that makes it"
-        )
+        raise CheckpointError(f"there is no file {path}", fix="check the path, or run the command that makes it")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -169,7 +167,5 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     whole = header["digest"] == fingerprint([digest(tensors), header["unteach"]])
     if not whole or header.get("format") != "pt":
-        raise CheckpointError(
-            f"{path} is damaged: its digest does not fit its content", fix="delete it and run again"
-        )
+        raise CheckpointError(f"{path} is damaged: its digest does not fit its content", fix="delete it and run again")
     return tensors, json.loads(header["unteach"])

@@ -210,9 +210,7 @@ def _dot(a: Tensor, b: Tensor, work: torch.dtype) -> Tensor:
     return torch.stack([torch.dot(p.to(work), q.to(work)) for p, q in pieces]).sum()
 
 
-def _gram(
-    columns: Sequence[Sequence[Tensor | None]], tasks: int, work: torch.dtype, device: torch.device
-) -> Tensor:
+def _gram(columns: Sequence[Sequence[Tensor | None]], tasks: int, work: torch.dtype, device: torch.device) -> Tensor:
     """Inner products of all pairs of tasks, shape (tensors, tasks, tasks); ``None`` counts as zero."""
     zero = torch.zeros((), dtype=work, device=device)
     flat = [zero]  # so that no tensors at all is not a special case

@@ -160,9 +160,7 @@ class Concept:
         if self.captions and not usable:
             raise DataError(
                 f"none of the {len(self.captions)} captions of '{self.target}' can be used",
-                found=", ".join(
-                    f"{count} with {reason}" for reason, count in self.dropped().items() if count
-                ),
+                found=", ".join(f"{count} with {reason}" for reason, count in self.dropped().items() if count),
                 fix=f"give captions with '{self.anchor}' as a whole word, that do not name the target",
             )
         if len(usable) < len(self.captions):
@@ -203,12 +201,8 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
         if not isinstance(value, list | tuple):
             problems.append(f"{key} must be a list of texts, found {value!r}")
             continue
-        problems += [
-            f"{key}[{i}] must be text, found {v!r}" for i, v in enumerate(value) if not isinstance(v, str)
-        ]
-        problems += [
-            f"{key}[{i}] is empty" for i, v in enumerate(value) if isinstance(v, str) and not v.strip()
-        ]
+        problems += [f"{key}[{i}] must be text, found {v!r}" for i, v in enumerate(value) if not isinstance(v, str)]
+        problems += [f"{key}[{i}] is empty" for i, v in enumerate(value) if isinstance(v, str) and not v.strip()]
     return problems
 
 
@@ -225,13 +219,9 @@ def _mistakes(record: Mapping[str, Any]) -> list[str]:
             problems.append(f"prompts: '{template}' must contain '{{}}' for the name, and no other braces")
     for name in record.get("names", ()):
         if name.casefold() in (target.casefold(), anchor.casefold()):
-            problems.append(
-                f"names: '{name}' is the {'target' if name.casefold() == target.casefold() else 'anchor'}"
-            )
+            problems.append(f"names: '{name}' is the {'target' if name.casefold() == target.casefold() else 'anchor'}")
     trained = {target.casefold(), *(fill(t, target).casefold() for t in record.get("prompts", ()))}
-    problems += [
-        f"retain: '{p}' is to be erased, too" for p in record.get("retain", ()) if p.casefold() in trained
-    ]
+    problems += [f"retain: '{p}' is to be erased, too" for p in record.get("retain", ()) if p.casefold() in trained]
     return problems
 
 
@@ -250,11 +240,7 @@ class ConceptSet(tuple[Concept, ...]):
         if not made:
             raise ConfigError("the set of concepts is empty", fix="name at least one target and its anchor")
         targets = [concept.target.casefold() for concept in made]
-        problems = [
-            f"'{concept.target}' is given twice"
-            for i, concept in enumerate(made)
-            if targets[i] in targets[:i]
-        ]
+        problems = [f"'{concept.target}' is given twice" for i, concept in enumerate(made) if targets[i] in targets[:i]]
         problems += [
             f"the anchor of '{concept.target}', '{concept.anchor}', is to be erased, too"
             for concept in made
@@ -284,13 +270,9 @@ class ConceptSet(tuple[Concept, ...]):
         problems: list[str] = []
         for i, record in enumerate(records, 1):
             if not isinstance(record, Mapping):
-                problems.append(
-                    f"concept {i}: must be a mapping with 'target' and 'anchor', found {record!r}"
-                )
+                problems.append(f"concept {i}: must be a mapping with 'target' and 'anchor', found {record!r}")
                 continue
-            name = (
-                f" ({record['target']})" if isinstance(record.get("target"), str) and record["target"] else ""
-            )
+            name = f" ({record['target']})" if isinstance(record.get("target"), str) and record["target"] else ""
             problems += [f"concept {i}{name}: {problem}" for problem in _mistakes(record)]
         if problems:
             raise ConfigError.many(problems, where=where)
@@ -346,9 +328,7 @@ class ConceptSet(tuple[Concept, ...]):
         for row in reader:
             if None in row:
                 problems.append(f"line {reader.line_num} has more cells than the header")
-            cells = {
-                key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()
-            }
+            cells = {key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()}
             records.append({k: _cell(v) if k in _LISTS else v for k, v in cells.items()})
         unknown = [key for key in reader.fieldnames or () if key.strip() not in _FIELDS]
         problems += [f"unknown column '{key}' ({near(key, _FIELDS)})" for key in unknown]
@@ -380,6 +360,4 @@ def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the concepts file '{path}' cannot be read", found=error, fix="give a UTF-8 file"
-        ) from error
+        raise DataError(f"the concepts file '{path}' cannot be read", found=error, fix="give a UTF-8 file") from error

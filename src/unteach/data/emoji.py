@@ -61,13 +61,9 @@ def index() -> dict[str, Any]:
         text = (resources.files("unteach.data") / "packs" / "index.json").read_text(encoding="utf-8")
         table = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(
-            "the packed emoji data is missing or damaged", found=error, fix="reinstall unteach"
-        ) from error
+        raise DataError("the packed emoji data is missing or damaged", found=error, fix="reinstall unteach") from error
     if not isinstance(table, dict) or table.get("format") != "unteach-emoji":
-        raise DataError(
-            "the packed emoji data is damaged: index.json is not its index", fix="reinstall unteach"
-        )
+        raise DataError("the packed emoji data is damaged: index.json is not its index", fix="reinstall unteach")
     if table.get("version") != 1:
         raise DataError(
             "the packed emoji data is of another version",
@@ -97,9 +93,7 @@ def _sheet(name: str, size: int, columns: int, count: int) -> Tensor:
     pixels = np.asarray(Image.open(io.BytesIO(data)))
     rows = -(-count // columns)
     if pixels.shape[:2] != (rows * size, columns * size):
-        raise DataError(
-            f"the packed sheet '{name}' has the wrong size", found=pixels.shape, fix="reinstall unteach"
-        )
+        raise DataError(f"the packed sheet '{name}' has the wrong size", found=pixels.shape, fix="reinstall unteach")
     tiles = torch.from_numpy(pixels.copy()).view(rows, size, columns, size, -1).permute(0, 2, 4, 1, 3)
     return tiles.reshape(rows * columns, -1, size, size)[:count]
 
@@ -200,9 +194,7 @@ def grid() -> Canvas:
     """EmojiCanvas's 60 objects x 8 styles."""
     spec = index()["grid"]
     if spec["styles"] != list(STYLES) or spec["objects"] != [o.file for o in OBJECTS]:
-        raise DataError(
-            "the packed grid does not fit this version's objects and styles", fix="rebuild the packs"
-        )
+        raise DataError("the packed grid does not fit this version's objects and styles", fix="rebuild the packs")
     sheets = [_sheet(f"grid-{s}", spec["size"], spec["columns"], len(OBJECTS)) for s in STYLES]
     return Canvas(torch.stack(sheets, dim=1))
 

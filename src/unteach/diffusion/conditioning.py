@@ -47,9 +47,7 @@ class Conditioning:
         if len(self) == batch:
             return self
         if len(self) != 1:
-            raise ConfigError(
-                f"{batch} latents need {batch} prompts, or one for all", found=f"{len(self)} prompts"
-            )
+            raise ConfigError(f"{batch} latents need {batch} prompts, or one for all", found=f"{len(self)} prompts")
         return self.index([0] * batch)
 
     @staticmethod

@@ -76,9 +76,7 @@ class WeightDelta:
                 raise ConfigError(f"there is no '{name}' among the weights before", fix=near(name, before))
             old, new = before[name].detach(), value.detach()
             if old.shape != new.shape:
-                raise ConfigError(
-                    f"'{name}' changed its shape", found=f"{tuple(old.shape)} → {tuple(new.shape)}"
-                )
+                raise ConfigError(f"'{name}' changed its shape", found=f"{tuple(old.shape)} → {tuple(new.shape)}")
             tensors[name] = (new.float() - old.to(new.device).float()).cpu()
             if not bool(torch.isfinite(tensors[name]).all()):
                 raise NumericsError(f"the change of '{name}' is not finite")
@@ -192,9 +190,7 @@ class WeightDelta:
         tensors, meta = state.load(path)
         kind, version = meta.pop("format", None), meta.pop("version", None)
         if kind != FORMAT:
-            raise CheckpointError(
-                f"{path} is not a weight delta", found=f"format {kind}", fix="check the path"
-            )
+            raise CheckpointError(f"{path} is not a weight delta", found=f"format {kind}", fix="check the path")
         if version != VERSION:
             raise CheckpointError(
                 f"{path} has another version of the delta format",

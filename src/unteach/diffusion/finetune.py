@@ -21,7 +21,7 @@ from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
 Batches = Callable[[Step, range], tuple[Tensor, Conditioning]]
-"""``(step, items) -> latents (len(items), C, h, w), conditioning``: the data of one step for the items of this process."""
+"""``(step, items) -> latents (len(items), C, h, w), conditioning``: the data of one step, for this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,7 @@ class Average:
         """Move the average towards ``params``."""
         self.count += 1
         weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(
-            list(self.values.values()), [params[name].detach() for name in self.values], weight
-        )
+        torch._foreach_lerp_(list(self.values.values()), [params[name].detach() for name in self.values], weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Count and averaged tensors."""
@@ -164,9 +162,7 @@ def finetune(
         grads = s.reduce(torch.autograd.grad(loss, list(params.values())))
         for value, grad in zip(params.values(), grads, strict=True):
             value.grad = grad
-        norm = (
-            nn.utils.clip_grad_norm_(list(params.values()), config.clip) if config.clip else torch.zeros(())
-        )
+        norm = nn.utils.clip_grad_norm_(list(params.values()), config.clip) if config.clip else torch.zeros(())
         optimiser.step()
         optimiser.zero_grad()
         if average is not None:

@@ -68,9 +68,7 @@ class LoraReport:
         ]
         total = f"rank {self.rank}, total relative error {self.error:.3e}"
         if self.left_out:
-            total += (
-                f"; {len(self.left_out)} tensors left out hold {self.left_out_share:.2%} of the squared norm"
-            )
+            total += f"; {len(self.left_out)} tensors left out hold {self.left_out_share:.2%} of the squared norm"
         return "\n".join([head, *lines, total])
 
 
@@ -92,9 +90,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (left * balance, right / balance) if balance > 0 else (left, right)
 
 
-def export(
-    tensors: Mapping[str, Tensor], rank: int, folder: Path, prefix: str, meta: Mapping[str, Any]
-) -> LoraReport:
+def export(tensors: Mapping[str, Tensor], rank: int, folder: Path, prefix: str, meta: Mapping[str, Any]) -> LoraReport:
     """Write the LoRA file into ``folder``, as :meth:`WeightDelta.to_lora` says. Does not need peft."""
     if rank < 1:
         raise ConfigError("a LoRA's rank is at least 1", found=rank)

@@ -26,9 +26,7 @@ from unteach.errors import ConfigError, DataError, ModelError
 _CACHE_BYTES = 256 * 2**20
 
 
-def load(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> "Model":
+def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> "Model":
     """Load a local diffusers folder; nothing is downloaded and only safetensors files are read.
 
     Args:
@@ -186,9 +184,7 @@ class Model:
     # Images
 
     @torch.no_grad()
-    def to_latents(
-        self, images: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> Tensor:
+    def to_latents(self, images: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Encode images to scaled latents.
 
         Args:
@@ -199,9 +195,7 @@ class Model:
             DataError: another shape, type or range.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise DataError(
-                "images are floating (B, 3, H, W) in [0, 1]", found=f"{images.dtype} {tuple(images.shape)}"
-            )
+            raise DataError("images are floating (B, 3, H, W) in [0, 1]", found=f"{images.dtype} {tuple(images.shape)}")
         if images.numel() and not (images.min().item() >= 0 and images.max().item() <= 1):
             raise DataError(
                 "images are in [0, 1]",
@@ -266,9 +260,7 @@ class Model:
             return out
         for name in params:
             if name not in self._names:
-                raise ModelError(
-                    f"the denoiser has no parameter called '{name}'", fix=near(name, self._names)
-                )
+                raise ModelError(f"the denoiser has no parameter called '{name}'", fix=near(name, self._names))
         (out,) = functional_call(self.denoiser, dict(params), args, kwargs)
         return out
 

@@ -195,9 +195,7 @@ def _settings(
         if value <= 0 or value % unit
     ]
     if not 1 <= num_inference_steps <= model.num_timesteps:
-        problems.append(
-            f"num_inference_steps must be from 1 to {model.num_timesteps}, found {num_inference_steps}"
-        )
+        problems.append(f"num_inference_steps must be from 1 to {model.num_timesteps}, found {num_inference_steps}")
     if not 0 <= guidance_scale < float("inf"):
         problems.append(f"guidance_scale must be a number from 0 on, found {guidance_scale}")
     if output not in ("image", "latent"):
@@ -255,9 +253,7 @@ class _Store:
 
     def _check(self, record: Path, found: Any, config: dict[str, Any]) -> None:
         if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:
-            raise CheckpointError(
-                f"{record} is not a record of samples of this version", fix="choose another folder"
-            )
+            raise CheckpointError(f"{record} is not a record of samples of this version", fix="choose another folder")
         if found.get("fingerprint") != self.fingerprint:
             old = found.get("config", {})
             changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]

@@ -126,9 +126,7 @@ class Schedule:
         if t.numel() not in (1, like.shape[0]) or t.ndim > 1:
             raise ConfigError(f"{like.shape[0]} latents need as many timesteps, or one", found=tuple(t.shape))
         if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < len(self):
-            raise ConfigError(
-                f"timesteps go from 0 to {len(self) - 1}", found=f"{int(t.min())} to {int(t.max())}"
-            )
+            raise ConfigError(f"timesteps go from 0 to {len(self) - 1}", found=f"{int(t.min())} to {int(t.max())}")
         if self.signal.device != like.device:
             self.signal, self.sigma = self.signal.to(like.device), self.sigma.to(like.device)
         rows = t.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

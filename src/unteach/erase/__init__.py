@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from unteach.core.state import canonical
@@ -65,9 +66,7 @@ def erase(
     if isinstance(method, str):
         method = make(method, **settings)
     elif settings:
-        raise ConfigError(
-            "settings go with a method's name, not with a configured method", found=", ".join(settings)
-        )
+        raise ConfigError("settings go with a method's name, not with a configured method", found=", ".join(settings))
     model.digest(fresh=True)
     job = Job(
         model=model,
@@ -81,7 +80,9 @@ def erase(
     path = None if job.out is None else job.out / "delta.safetensors"
     if path is not None and path.exists():
         return _finished(path, job.record(method.to_dict()))
-    delta = method.run(job)
+    # Whatever mode the caller is in, methods that train need gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        delta = method.run(job)
     if path is not None and PartialState().is_main_process:
         delta.save(path)
     return delta

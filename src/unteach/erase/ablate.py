@@ -63,3 +63,18 @@ presets.add("ablate-paper")(
         {"steps": 100, "lr": 1.6e-5, "retain_weight": 0.0, "guidance_scale": 6.0, "num_inference_steps": 50},
     )
 )
+# The same data and updates as ``doco-canvas``: its control on the bundled model.
+presets.add("ablate-canvas")(
+    (
+        "ablate",
+        {
+            "steps": 170,
+            "lr": 5e-4,
+            "teacher": "original",
+            "retain_target": "teacher",
+            "images": 96,
+            "retain_images": 160,
+            "num_inference_steps": 10,
+        },
+    )
+)

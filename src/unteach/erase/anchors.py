@@ -86,7 +86,11 @@ def draw(
                 out=scratch,
                 progress=job.progress,
             )
-            _write(job, config, latents)
+            if job.out is not None:
+                meta = {"fingerprint": state.fingerprint(config), "config": config}
+                state.save(job.out / "anchors.safetensors", {"latents": latents}, meta)
+        if job.out is not None:
+            shutil.rmtree(job.out / "anchors.part", ignore_errors=True)
     return Anchors(latents[:images], pairs, latents[images:], retain)
 
 
@@ -103,11 +107,3 @@ def _read(job: Job, config: dict[str, object]) -> Tensor | None:
             fix="use the old settings to go on with it, or another output folder to start anew",
         )
     return tensors["latents"]
-
-
-def _write(job: Job, config: dict[str, object], latents: Tensor) -> None:
-    if job.out is None:
-        return
-    meta = {"fingerprint": state.fingerprint(config), "config": config}
-    state.save(job.out / "anchors.safetensors", {"latents": latents}, meta)
-    shutil.rmtree(job.out / "anchors.part", ignore_errors=True)

@@ -58,9 +58,7 @@ class DoCo(Trained):
         """Contradictions between settings."""
         found = super().mistakes()
         if self.warm_up >= self.steps:
-            found.append(
-                f"warm_up must leave updates: it must be below steps, found {self.warm_up} of {self.steps}"
-            )
+            found.append(f"warm_up must leave updates: it must be below steps, found {self.warm_up} of {self.steps}")
         return found
 
     def updates(self) -> int:
@@ -151,9 +149,7 @@ class Game:
         if method.projection > 0 or method.retain_weight > 0:
             loss_r = run.retain_loss(step)
             g_r = run.clipped(step.reduce(run.student.grads(loss_r)))
-            g, conflict = project(
-                g_u, g_r, strength=method.projection, scope=method.scope, formula=method.formula
-            )
+            g, conflict = project(g_u, g_r, strength=method.projection, scope=method.scope, formula=method.formula)
             if method.retain_weight > 0:
                 g = [a + method.retain_weight * b for a, b in zip(g, g_r, strict=True)]
             log |= {
@@ -195,12 +191,26 @@ _PAPER = {
 # The official code compares strictly and so warms up one step longer (§4.5); its retain set is the anchors
 # (§1.3.5).
 presets.add("doco-paper")(("doco", _PAPER))
-presets.add("doco-official-2024-11")(
-    ("doco", {**_PAPER, "warm_up": 1001, "formula": "official_cosine", "leak": True})
-)
+presets.add("doco-official-2024-11")(("doco", {**_PAPER, "warm_up": 1001, "formula": "official_cosine", "leak": True}))
 presets.add("doco-official-2024-10")(
     (
         "doco",
         {**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "lr": 1.6e-5, "clip": 0.0, "leak": True},
+    )
+)
+# Sized for the bundled model, whose small weights need a larger rate (docs/doco.md).
+presets.add("doco-canvas")(
+    (
+        "doco",
+        {
+            "steps": 200,
+            "warm_up": 30,
+            "lr": 5e-4,
+            "d_lr": 5e-4,
+            "retain_target": "teacher",
+            "images": 96,
+            "retain_images": 160,
+            "num_inference_steps": 10,
+        },
     )
 )

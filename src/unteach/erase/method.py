@@ -97,9 +97,7 @@ class Method(ABC):
     def build(cls, values: Mapping[str, Any]) -> Self:
         """The method with these settings and defaults; unknown and wrong ones are reported together."""
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        unknown = [
-            f"unknown setting '{key}' ({near(str(key), fields)})" for key in values if key not in fields
-        ]
+        unknown = [f"unknown setting '{key}' ({near(str(key), fields)})" for key in values if key not in fields]
         made = object.__new__(cls)
         for name, default in fields.items():
             object.__setattr__(made, name, values.get(name, default))

@@ -95,11 +95,7 @@ class Trained(Method):
             guidance_scale=self.guidance_scale,
             batch_size=max(self.batch, 16),
         )
-        with contextlib.ExitStack() as stack:
-            # The caller may be inside no_grad or inference_mode.
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            student = stack.enter_context(training(job.model, chosen))
+        with training(job.model, chosen) as student, contextlib.ExitStack() as stack:
             if self.detach_first_token:
                 stack.enter_context(first_token_detached(job.model))
             optimizer = torch.optim.AdamW(student.params.values(), lr=self.lr, weight_decay=self.weight_decay)
@@ -150,9 +146,7 @@ class Student:
 
     def grads(self, loss: Tensor, more: Sequence[Tensor] = ()) -> list[Tensor]:
         """Gradients by the live tensors and then by ``more``, float32; zeros where there is no path."""
-        given = torch.autograd.grad(
-            loss, [*self.live.values(), *more], allow_unused=True, materialize_grads=True
-        )
+        given = torch.autograd.grad(loss, [*self.live.values(), *more], allow_unused=True, materialize_grads=True)
         return [grad.float() for grad in given]
 
 

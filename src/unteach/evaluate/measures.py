@@ -114,9 +114,7 @@ def drift_metrics(
     ]
     for judge, (first, second) in answers.items():
         same = agreement(first.seen_object, first.seen_style, second.seen_object, second.seen_style)
-        metrics.append(
-            _metric("same verdict", same, judge=judge, prompts=prompts, when="change", better="higher")
-        )
+        metrics.append(_metric("same verdict", same, judge=judge, prompts=prompts, when="change", better="higher"))
     return metrics
 
 

@@ -134,16 +134,16 @@ def asks(world: World, concepts: Sequence[Concept], choice: Protocol) -> list[As
         [s for s in range(len(world.styles)) if s not in gone_styles],
     )
     found: dict[tuple[str, str], Ask] = {}
-    most = len(rest) if choice.retained is None else min(choice.retained, len(rest))
     for turn, name in enumerate(SETS):
         names = others if name == OTHER_NAMES else trained
         templates = world.held_out_templates if name == HELD_OUT else world.train_templates
         for domain, index in targets:
-            pairs = _target_pairs(world, domain, index)
-            least = max(choice.target, len(pairs))
-            _take(found, _texts(world, name, pairs, names, templates), least)
-        start = turn * most % len(rest) if rest else 0  # other pairs in each set: together they see more
-        _take(found, _texts(world, name, rest[start:] + rest[:start], names, templates), most)
+            pairs = [pair for pair in _target_pairs(world, domain, index) if names[pair[0]]]
+            _take(found, _texts(world, name, pairs, names, templates), max(choice.target, len(pairs)))
+        pairs = [pair for pair in rest if names[pair[0]]]
+        most = len(pairs) if choice.retained is None else min(choice.retained, len(pairs))
+        start = turn * most % max(1, len(pairs))  # other pairs in each set: together they see more
+        _take(found, _texts(world, name, pairs[start:] + pairs[:start], names, templates), most)
     return list(found.values())
 
 

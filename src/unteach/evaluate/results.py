@@ -142,15 +142,11 @@ class Grid:
         _shape(f"grid '{self.name}': images", self.images, len(self.rows), len(self.columns))
         for name, values in (("captions", self.captions), ("seeds", self.seeds)):
             if values and len(values) != len(self.columns):
-                raise DataError(
-                    f"grid '{self.name}' has {len(self.columns)} columns", found=f"{len(values)} {name}"
-                )
+                raise DataError(f"grid '{self.name}' has {len(self.columns)} columns", found=f"{len(values)} {name}")
         for path in (path for row in self.images for path in row if path):
             parts = PurePosixPath(path)
             if parts.is_absolute() or ".." in parts.parts or "\\" in path or ":" in path:
-                raise DataError(
-                    f"grid '{self.name}' names a picture outside the folder of its results", found=path
-                )
+                raise DataError(f"grid '{self.name}' names a picture outside the folder of its results", found=path)
 
 
 @dataclass(frozen=True, kw_only=True)

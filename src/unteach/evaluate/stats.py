@@ -47,9 +47,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         DataError: when ``n`` is not positive or ``successes`` is outside 0..n.
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise DataError(
-            "a share needs at least one observation and 0 <= successes <= n", found=f"{successes} of {n}"
-        )
+        raise DataError("a share needs at least one observation and 0 <= successes <= n", found=f"{successes} of {n}")
     z = _z(confidence)
     share = successes / n
     scale = 1 + z * z / n
@@ -66,9 +64,7 @@ def share(hits: ArrayLike, confidence: float = 0.95) -> Interval:
     return wilson(int(flat.sum()), flat.size, confidence)
 
 
-def bootstrap_mean(
-    values: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a mean.
 
     Args:
@@ -104,9 +100,7 @@ def paired_difference(
     """
     first, second = _numbers(before), _numbers(after)
     if first.size != second.size:
-        raise DataError(
-            "paired values must come in equal numbers", found=f"{first.size} before, {second.size} after"
-        )
+        raise DataError("paired values must come in equal numbers", found=f"{first.size} before, {second.size} after")
     return bootstrap_mean(second - first, confidence, resamples, seed)
 
 
@@ -119,9 +113,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     first = np.asarray(before, dtype=bool).ravel()
     second = np.asarray(after, dtype=bool).ravel()
     if first.size != second.size:
-        raise DataError(
-            "paired answers must come in equal numbers", found=f"{first.size} before, {second.size} after"
-        )
+        raise DataError("paired answers must come in equal numbers", found=f"{first.size} before, {second.size} after")
     lost = int((first & ~second).sum())
     gained = int((~first & second).sum())
     return McNemar(lost, gained, sign_test(lost, gained))

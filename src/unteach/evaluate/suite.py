@@ -261,9 +261,7 @@ def _method(delta: WeightDelta | None) -> str:
     return "" if delta is None else str(delta.meta.get("method", ""))
 
 
-def _cost(
-    model: Model, delta: WeightDelta | None, seconds: float, images: int, method_seconds: float | None
-) -> Cost:
+def _cost(model: Model, delta: WeightDelta | None, seconds: float, images: int, method_seconds: float | None) -> Cost:
     config = {} if delta is None else delta.meta.get("config", {})
     steps = config.get("steps") if isinstance(config, dict) else None
     tensors = [] if delta is None else list(delta.tensors.values())

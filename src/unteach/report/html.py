@@ -138,13 +138,9 @@ def _run(index: int, run: Results, limits: view.Thresholds) -> dict[str, Any]:
                 "blocks": view.blocks([m for m in run.metrics if m.concept == concept.target], judges),
                 "strips": [s for s in strips if s.grid.concept == concept.target]
                 + ([s for s in strips if not s.grid.concept] if single else []),
-                "heats": [
-                    view.heat(t) for t in run.tables if t.concept == concept.target and t.kind == "kept"
-                ],
+                "heats": [view.heat(t) for t in run.tables if t.concept == concept.target and t.kind == "kept"],
                 "instead": [
-                    (t, view.instead(t))
-                    for t in run.tables
-                    if t.concept == concept.target and t.kind == "seen"
+                    (t, view.instead(t)) for t in run.tables if t.concept == concept.target and t.kind == "seen"
                 ],
             }
             for position, concept in enumerate(run.concepts)

@@ -1,6 +1,5 @@
 """From Results to what a page shows: verdicts, rows of intervals, heat maps. Pure functions, plain data."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,9 +45,7 @@ class Verdict:
     def sentence(self) -> str:
         """E.g. "gone on 98 % of prompts, the rest kept at 93 %"."""
         gone = "not measured" if self.gone is None else f"gone on {percent(self.gone.value)} of prompts"
-        kept = (
-            "the rest not measured" if self.kept is None else f"the rest kept at {percent(self.kept.value)}"
-        )
+        kept = "the rest not measured" if self.kept is None else f"the rest kept at {percent(self.kept.value)}"
         return f"{gone}, {kept}"
 
     @property
@@ -66,24 +63,18 @@ class Verdict:
 def verdict(results: Results, concept: str, limits: Thresholds) -> Verdict:
     """The headline of one concept."""
     record = next(c for c in results.concepts if c.target == concept)
-    gone = min(
-        results.find("UA", concept=concept, when="after"), key=lambda m: (m.value, m.low), default=None
-    )
+    gone = min(results.find("UA", concept=concept, when="after"), key=lambda m: (m.value, m.low), default=None)
     kept_pairs = [
         (before, after)
         for after in results.find("kept", concept=concept, when="after")
-        for before in results.find(
-            "kept", concept=concept, when="before", judge=after.judge, prompts=after.prompts
-        )
+        for before in results.find("kept", concept=concept, when="before", judge=after.judge, prompts=after.prompts)
     ]
     kept_before, kept = max(
         kept_pairs, key=lambda pair: (pair[0].value - pair[1].value, -pair[1].value), default=(None, None)
     )
     gone_tone: Tone = "none"
     if gone is not None:
-        gone_tone = (
-            "good" if gone.value >= limits.gone[0] else "fair" if gone.value >= limits.gone[1] else "bad"
-        )
+        gone_tone = "good" if gone.value >= limits.gone[0] else "fair" if gone.value >= limits.gone[1] else "bad"
     kept_tone: Tone = "none"
     if kept is not None and kept_before is not None:
         lost = kept_before.value - kept.value
@@ -195,9 +186,7 @@ def heat(table: Table) -> Heat:
             lost = before - after
             losses.append(lost)
             erased = row in table.erased_rows or column in table.erased_columns
-            kind: Literal["lost", "gained", "erased"] = (
-                "erased" if erased else "gained" if lost < 0 else "lost"
-            )
+            kind: Literal["lost", "gained", "erased"] = "erased" if erased else "gained" if lost < 0 else "lost"
             text = f"{column}, {row}: as asked {percent(before)} before, {percent(after)} after (n {n})"
             squares.append(Square(kind=kind, amount=min(1.0, abs(lost)), text=text))
         mean = points(-sum(losses) / len(losses)) if losses else "–"
@@ -223,12 +212,10 @@ def instead(table: Table, row: int = 0, most: int = 3) -> tuple[list[Slice], lis
     up."""
     both = []
     for cells in (table.before[row], table.after[row]):
+        seen = [(label, value) for label, value in zip(table.columns, cells, strict=True) if value]
         slices: list[Slice] = []
-        for label, value in sorted(
-            zip(table.columns, cells, strict=True), key=lambda pair: (-(pair[1] or 0.0), pair[0])
-        ):
-            if not value:
-                continue
+        more = 0.0
+        for label, value in sorted(seen, key=lambda pair: (-pair[1], pair[0])):
             if label in table.erased_columns:
                 slices.append(Slice(label=label, share=value, kind="target"))
             elif label == table.columns[-1]:
@@ -236,10 +223,8 @@ def instead(table: Table, row: int = 0, most: int = 3) -> tuple[list[Slice], lis
             elif sum(s.kind == "other" for s in slices) < most:
                 slices.append(Slice(label=label, share=value, kind="other"))
             else:
-                rest = next((s.share for s in slices if s.kind == "more"), 0.0)
-                slices = [s for s in slices if s.kind != "more"]
-                slices.append(Slice(label="others", share=rest + value, kind="more"))
-        both.append(slices)
+                more += value
+        both.append([*slices, Slice(label="others", share=more, kind="more")] if more else slices)
     return both[0], both[1]
 
 
@@ -293,7 +278,9 @@ def duration(seconds: float) -> str:
 
 def size(count: float, unit: str = "B") -> str:
     """A large number with a decimal prefix: "17.0 MB", "4.26 M"."""
-    if count < 1000:
-        return f"{count:.0f} {unit}".strip()
-    power = min(4, int(math.log10(count) // 3))
-    return f"{count / 1000**power:.3g} {'kMGT'[power - 1]}{unit}"
+    prefixes = ["", "k", "M", "G", "T"]
+    while abs(count) >= 999.5 and len(prefixes) > 1:
+        count /= 1000
+        prefixes.pop(0)
+    digits = 0 if prefixes[0] == "" or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
+    return f"{count:.{digits}f} {prefixes[0]}{unit}".strip()

@@ -85,8 +85,7 @@ METHODS: dict[str, str] = {
     "doco": "DoCo: a discriminator learns to tell the concept's outputs from the anchor's, and the model "
     "learns to fool it, without the part of the gradient that fights keeping the rest.",
     "esd": "ESD: under the concept's prompt the model learns the opposite of what the concept adds.",
-    "uce": "UCE: a closed-form edit of the cross-attention keys and values sends the concept's text to "
-    "the anchor's.",
+    "uce": "UCE: a closed-form edit of the cross-attention keys and values sends the concept's text to the anchor's.",
 }
 """Method name to one line, when the results bring none of their own."""
 

@@ -1,0 +1,134 @@
+"""``unteach erase``: plan, say what will be done, do it, write the delta and its card."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unteach.commands.estimate import estimate
+from unteach.commands.options import Erase
+from unteach.commands.plan import Plan, dtype_of, resolve
+from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
+from unteach.core import masks, state
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.model import Model, load
+from unteach.erase import erase
+from unteach.errors import CheckpointError, ConfigError
+from unteach.report import model_card, view
+
+__all__ = ["execute", "run", "seconds_spent"]
+
+STAGES = ("anchors.safetensors", "state.safetensors", "delta.safetensors")
+
+
+def run(options: Erase) -> int:
+    """Erase, or with ``--dry-run`` say what would be done."""
+    plan = resolve(options)
+    known = plan.check_folder()
+    use_threads(plan.threads)
+    model = load(plan.folder(), dtype=dtype_of(plan.dtype), device=plan.device)
+    if options.dry_run:
+        _dry(plan, model, known)
+        return 0
+    if plan.out is None:
+        raise ConfigError("no folder for the result was given", fix="add --out DIR")
+    targets = ", ".join(f"{c.target} → {c.anchor} ({c.kind})" for c in plan.concepts)
+    say(f"erasing {targets} from {plan.model} with {plan.method.name}")
+    for line in plan.pairs_dropped():
+        say(line)
+    say(f"{len(plan.concepts.pairs())} prompt pairs, {len(plan.concepts.retain())} prompts to keep")
+    if (plan.out / "delta.safetensors").exists():
+        say(f"{plan.out} holds the finished result")
+    elif known:
+        say(f"{plan.out} holds this run, begun: going on")
+    delta = execute(plan, model, progress=interactive(), tell=None if interactive() else say)
+    say(f"{len(delta.tensors)} tensors changed, {view.size(delta.size, 'parameters')}, norm {delta.norm():.4g}")
+    spent = seconds_spent(plan.out)
+    if spent is not None:
+        say(f"it took {view.duration(spent)}")
+    wrote([plan.out / name for name in ("delta.safetensors", "README.md", "config.json")])
+    return 0
+
+
+def execute(
+    plan: Plan, model: Model, *, progress: bool = False, tell: Callable[[str], None] | None = None
+) -> WeightDelta:
+    """Erase into ``plan.out`` and write config.json, delta.safetensors, cost.json and README.md there.
+
+    Raises:
+        CheckpointError: the folder holds another run, or cannot be written; what is there stays as it is.
+    """
+    if plan.out is None:
+        raise ConfigError("no folder for the result was given", fix="add --out DIR")
+    out, config = plan.out, plan.to_dict()
+    # Stages without a configuration are somebody else's until erase() has compared them.
+    unclear = not plan.check_folder() and any((out / name).exists() for name in STAGES)
+    if not unclear:
+        state.write_json(out / "config.json", config)
+    finished = (out / "delta.safetensors").exists()
+    total = config["settings"].get("steps")
+    begin = time.monotonic()
+    try:
+        delta = erase(
+            model,
+            plan.concepts,
+            plan.method,
+            seed=plan.seed,
+            out=out,
+            progress=progress,
+            save_every=plan.save_every,
+            on_step=None if tell is None else steps_teller(tell, total),
+        )
+    finally:
+        if not unclear and not finished:
+            _spend(out, time.monotonic() - begin)
+    if unclear:
+        state.write_json(out / "config.json", config)
+    if not (out / "README.md").exists():
+        state.write_bytes(out / "README.md", model_card(delta.meta).encode())
+    return delta
+
+
+def seconds_spent(out: Path) -> float | None:
+    """Seconds that erasing into this folder took, over all sittings; None when it is not known."""
+    path = out / "cost.json"
+    if not path.exists():
+        return None
+    record = state.read_json(path)
+    seconds = record.get("seconds") if isinstance(record, dict) else None
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def _spend(out: Path, seconds: float) -> None:
+    try:
+        state.write_json(out / "cost.json", {"seconds": round((seconds_spent(out) or 0.0) + seconds, 3)})
+    except CheckpointError:
+        return  # a full disk: the error that is on its way says more
+
+
+def _dry(plan: Plan, model: Model, known: bool) -> None:
+    shown: dict[str, Any] = plan.to_dict()
+    if plan.out is not None:
+        shown["out"] = str(plan.out)
+    say(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip())
+    say()
+    say(masks.table(model.denoiser, dict.fromkeys(plan.method.selected(model), "would move")))
+    say()
+    offered = sum(len(c.captions) for c in plan.concepts)
+    noops = sum(sum(c.dropped().values()) for c in plan.concepts)
+    pairs = f"{len(plan.concepts.pairs())} prompt pairs"
+    say(f"{pairs}; {noops} of {offered} captions are no-ops and left out" if offered else f"{pairs}; 0 no-ops")
+    for line in plan.pairs_dropped():
+        say(f"  {line}")
+    say(f"{len(plan.concepts.retain())} prompts to keep")
+    cost = estimate(model, plan.method, plan.concepts)
+    say(
+        f"estimate: {view.duration(cost.seconds)} ({view.duration(cost.drawing)} drawing, "
+        f"{view.duration(cost.training)} training), {view.size(cost.memory)} of memory"
+    )
+    say(f"  only an estimate: {cost.how}")
+    if known:
+        say(f"{plan.out} holds this run already: it would go on")
+    say("dry run: nothing was written")

@@ -1,0 +1,83 @@
+"""``unteach list``: what there is, one line each."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from unteach.canvas import model_path
+from unteach.commands.options import List
+from unteach.data.world import OBJECTS, STYLE_SETS, STYLES
+
+__all__ = ["run"]
+
+
+def run(options: List) -> int:
+    """Print the list that was asked for."""
+    lists = {
+        "methods": lambda: _methods(options.verbose),
+        "presets": _presets,
+        "models": _models,
+        "families": _families,
+        "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
+        "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
+    }
+    if options.what == "overview":
+        print("methods\n" + "\n".join(f"  {line}" for line in _methods(options.verbose)))
+        print("presets\n" + "\n".join(f"  {line}" for line in _presets()))
+        print("also: unteach list " + "|".join(key for key in lists if key not in ("methods", "presets")))
+        return 0
+    for line in lists[options.what]():
+        print(line)
+    return 0
+
+
+def _table(rows: list[tuple[str, str]]) -> Iterator[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        yield f"{name:<{width}}  {text}"
+
+
+def _methods(verbose: bool) -> Iterator[str]:
+    from unteach.erase import methods
+
+    lines = list(_table([(name, _first_line(methods[name])) for name in methods]))
+    for name, line in zip(methods, lines, strict=True):
+        yield line
+        if verbose:
+            for field in dataclasses.fields(methods[name]):
+                yield f"    {field.name} = {field.default!r}{_bounds(field)}"
+
+
+def _bounds(field: "dataclasses.Field[object]") -> str:
+    signs = (("low", "≥"), ("high", "≤"), ("above", ">"))
+    bounds = [f"{sign} {field.metadata[key]:g}" for key, sign in signs if abs(field.metadata.get(key, 1e999)) < 1e999]
+    return f"  ({', '.join(bounds)})" if bounds else ""
+
+
+def _presets() -> Iterator[str]:
+    from unteach.erase import presets
+
+    rows = []
+    for name in presets:
+        method, settings = presets[name]
+        rows.append((name, " ".join([method, *(f"{key}={value}" for key, value in settings.items())])))
+    return _table(rows)
+
+
+def _models() -> Iterator[str]:
+    index = model_path() / "model_index.json"
+    kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    built_in = f"the bundled model: {len(OBJECTS)} objects in {len(STYLES)} styles, 32 × 32 pixels"
+    state = f" ({kind})" if kind else " (not in this installation)"
+    return _table([("canvas", built_in + state), ("FOLDER", "any local diffusers folder; see: unteach list families")])
+
+
+def _families() -> Iterator[str]:
+    from unteach.diffusion.families import families
+
+    rows = [(name, f"{families[name].pipeline.__name__}: {_first_line(families[name])}") for name in families]
+    return _table(rows)
+
+
+def _first_line(thing: type) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
