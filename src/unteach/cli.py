@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     chosen: Options = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="unteach",
         description="Take concepts out of text-to-image models, see what else that changed, share the change.",
         args=given,

@@ -43,7 +43,9 @@ def test_the_encoder_is_linear() -> None:
     images = grid.views(objects, styles) * 2 - 1
     vae = autoencoder.build(images)
     with torch.no_grad():
-        a, b, mean = (vae.encode(x).latent_dist.mean for x in (images[:8], images[8:16], (images[:8] + images[8:16]) / 2))
+        a, b, mean = (
+            vae.encode(x).latent_dist.mean for x in (images[:8], images[8:16], (images[:8] + images[8:16]) / 2)
+        )
         everything = vae.encode(images).latent_dist
     assert torch.allclose((a + b) / 2, mean, atol=2e-2)
     assert everything.mean.shape == (480, autoencoder.LATENTS, 8, 8)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import toys
 from torch import Tensor
 
-from tests import toys
 from unteach.core.loop import Step
 from unteach.core.seeds import generator
 from unteach.diffusion.conditioning import Conditioning

@@ -175,7 +175,7 @@ def _crossed(templates: Sequence[str], things: Sequence[T]) -> Iterator[tuple[st
 def _retain(gone: Collection[str]) -> list[str]:
     """Captions of what is not ``gone``, spread over objects, styles and templates."""
     styles = [style for style in STYLES if style not in gone]
-    objects = [info for info in OBJECTS if not gone.intersection(info.names)]
+    objects = [info for info in OBJECTS if not any(name in gone for name in info.names)]
     order = seeds.permutation(len(objects), 0, "canvas retain").tolist()
     found: dict[str, None] = {}
     for turn in range(len(styles)):

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import unteach
 from unteach.canvas import concepts as canvas
 from unteach.commands.options import Demo, Evaluate
-from unteach.commands.plan import CANVAS, Plan
+from unteach.commands.plan import CANVAS, Plan, folder_of
 from unteach.commands.terminal import STAGE, cores, say, stage, tail, verdicts, wrote
 from unteach.core.registry import near
 from unteach.data.concepts import ConceptSet
@@ -38,7 +38,7 @@ class Erasure:
     target: str
     anchor: str
     kind: str
-    method: str = "doco"
+    method: str = "doco-canvas"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -52,9 +52,15 @@ SEED = 0
 PRESET = "demo"
 STEPS = 20
 
-QUICK_SETTINGS: Mapping[str, Any] = {"steps": 24, "warm_up": 8, "images": 32, "retain_images": 32}
-QUICK_PROTOCOL = Protocol(name="quick", target=8, retained=16)
-QUICK_STEPS = 8
+QUICK_SETTINGS: Mapping[str, Any] = {
+    "steps": 8,
+    "warm_up": 4,
+    "images": 16,
+    "retain_images": 16,
+    "num_inference_steps": 4,
+}
+QUICK_PROTOCOL = Protocol(name="quick", target=8, retained=8)
+QUICK_STEPS = 6
 """With --quick: settings over the erasure's own, fewer prompts, fewer sampling steps of the evaluation."""
 
 TITLE = "A style and an object, taken out of the bundled model"
@@ -91,7 +97,7 @@ def _one(erasure: Erasure, options: Demo, command: str) -> None:
 
     out = options.out / erasure.target
     stage("loading the model")
-    model = load(evaluate.folder_of(CANVAS))
+    model = load(folder_of(CANVAS))
     settings = {**erasure.settings, **(QUICK_SETTINGS if options.quick else {})}
     concept = canvas.concept(erasure.target, erasure.anchor, erasure.kind)
     plan = Plan(
@@ -114,7 +120,7 @@ def _one(erasure: Erasure, options: Demo, command: str) -> None:
         stage(f"drawing training pictures, then training {total} steps")
     delta = erase.execute(plan, model, tell=stage)
     stage("drawing and judging pictures, before and after")
-    asked = Evaluate(erased=out, preset=PRESET, out=out, num_inference_steps=QUICK_STEPS if options.quick else STEPS)
+    asked = Evaluate(num_inference_steps=QUICK_STEPS if options.quick else STEPS)
     subject = evaluate.Subject(
         model=CANVAS,
         delta=delta,

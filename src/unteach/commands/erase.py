@@ -108,11 +108,21 @@ def _spend(out: Path, seconds: float) -> None:
         return  # a full disk: the error that is on its way says more
 
 
+class _Compact(yaml.SafeDumper):
+    """YAML with lists of texts in running lines: hundreds of prompts stay readable, and the text complete."""
+
+    def represent_list(self, data: list[Any]) -> yaml.SequenceNode:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(isinstance(x, str) for x in data))
+
+
+_Compact.add_representer(list, _Compact.represent_list)
+
+
 def _dry(plan: Plan, model: Model, known: bool) -> None:
     shown: dict[str, Any] = plan.to_dict()
     if plan.out is not None:
         shown["out"] = str(plan.out)
-    say(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip())
+    say(yaml.dump(shown, Dumper=_Compact, sort_keys=False, allow_unicode=True, width=116).rstrip())
     say()
     say(masks.table(model.denoiser, dict.fromkeys(plan.method.selected(model), "would move")))
     say()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from unteach.canvas import model_path
 from unteach.commands.options import List
@@ -13,7 +13,7 @@ __all__ = ["run"]
 
 def run(options: List) -> int:
     """Print the list that was asked for."""
-    lists = {
+    lists: dict[str, Callable[[], Iterator[str]]] = {
         "methods": lambda: _methods(options.verbose),
         "presets": _presets,
         "models": _models,
@@ -75,9 +75,9 @@ def _models() -> Iterator[str]:
 def _families() -> Iterator[str]:
     from unteach.diffusion.families import families
 
-    rows = [(name, f"{families[name].pipeline.__name__}: {_first_line(families[name])}") for name in families]
+    rows = [(name, _first_line(families[name])) for name in families]
     return _table(rows)
 
 
 def _first_line(thing: type) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+    return (thing.__doc__ or "").strip().splitlines()[0].replace("``", "")

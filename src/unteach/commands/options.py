@@ -62,7 +62,9 @@ class Erase(Machine):
     """Prompts whose pictures must stay."""
     concepts: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Instead of target and so on: several concepts, from a .yaml or .csv file."""
-    method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: doco)")] = None
+    method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: doco, on canvas doco-canvas)")] = (
+        None
+    )
     """A method or a preset."""
     settings: Annotated[
         tuple[tuple[str, ...], ...],

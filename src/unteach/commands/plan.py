@@ -36,7 +36,6 @@ NUMBERS = {"seed": 0, "threads": 1, "save_every": 1}
 KEYS = (*TEXTS, *LISTS, *NUMBERS, "concepts", "settings")
 DEFAULTS: Mapping[str, Any] = {
     "model": CANVAS,
-    "method": "doco",
     "seed": 0,
     "device": "auto",
     "dtype": "float32",
@@ -131,6 +130,7 @@ def resolve(options: Erase) -> Plan:
     found = Mistakes()
     values = {**DEFAULTS, **_merged(options, found)}
     model = values["model"]
+    values.setdefault("method", "doco-canvas" if model == CANVAS else "doco")
     if isinstance(model, str):
         found.catch(lambda: inspect(folder_of(model)))
     device = found.catch(lambda: device_of(values["device"]))

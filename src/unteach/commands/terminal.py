@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from unteach.errors import UnteachError
 from unteach.evaluate.results import Metric, Results
 from unteach.report import view, words
 
@@ -119,8 +118,3 @@ def tail(path: Path, lines: int = 15) -> str:
     except OSError as error:
         return f"  (cannot read {path}: {error.strerror})"
     return "\n".join(f"  | {line}" for line in text.replace("\r", "\n").splitlines()[-lines:])
-
-
-def explained(error: UnteachError) -> str:
-    """An error as one line."""
-    return " ".join(str(error).split())

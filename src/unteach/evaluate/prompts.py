@@ -91,7 +91,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "demo": Protocol(name="demo", target=40, retained=60),
+    "demo": Protocol(name="demo", target=40, retained=96),
     "grid": Protocol(name="grid", target=40, retained=None),
 }
 """``demo`` is small; ``grid`` asks for every object in every style (the UnlearnCanvas grid)."""

@@ -1,0 +1,64 @@
+"""What the docs show runs, and what they link to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tests import toys
+
+from unteach.diffusion.model import load
+from unteach.erase import Concept, ConceptSet, erase, methods, presets
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+def test_the_method_of_the_guide_works(tmp_path: Path) -> None:
+    (source,) = blocks(ROOT / "docs" / "adding-a-method.md", "python")
+    # A module of its own, because dataclasses look their annotations up there.
+    file = tmp_path / "to_nothing.py"
+    file.write_text(source, encoding="utf-8")
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location("to_nothing", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["to_nothing"] = module
+    spec.loader.exec_module(module)
+    try:
+        model = load(toys.build("sd", tmp_path / "toy"))
+        concept = Concept(target="dog", anchor="cat", prompts=("a {}",), retain=("a car",))
+        small = {"steps": 2, "batch": 2, "images": 2, "retain_images": 2, "num_inference_steps": 2, "lr": 1e-3}
+        delta = erase(model, concept, "to-nothing", **small)
+        assert any(bool(torch.any(value != 0)) for value in delta.tensors.values())
+    finally:
+        del methods._items["to-nothing"]
+        del sys.modules["to_nothing"]
+
+
+def test_concepts_of_the_guide_are_read(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "erase.md", "yaml")
+    file = tmp_path / "concepts.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert [concept.target for concept in ConceptSet.from_yaml(file)] == ["twemoji", "bomb"]
+
+
+def test_every_method_has_a_page_and_every_preset_is_named() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in methods:
+        assert (ROOT / "docs" / f"{name}.md").exists()
+    for name in presets:
+        assert f"`{name}`" in text, name
