@@ -57,11 +57,11 @@ def draw_caption(
     text = caption(template, name.replace(" ", "_"), word)
     if rng.random() < fill:
         words = text.split(" ")
-        extra = [rng.choice(FILLER) for _ in range(rng.randint(1, 3))]
-        if invent and rng.random() < invent:
-            extra[0] = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2))
-        for filler in extra:
-            words.insert(rng.randint(0, len(words)), filler)
+        for turn in range(rng.randint(1, 3)):
+            place, filler = rng.randint(0, len(words)), rng.choice(FILLER)
+            if turn == 0 and invent and rng.random() < invent:
+                filler = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2))
+            words.insert(place, filler)
         text = " ".join(words)
     return text.replace("_", " "), *said
 
@@ -70,7 +70,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Learn byte-pair merges on captions and write a CLIPTokenizer folder; unknown words fall back to bytes."""
     rng = random.Random(0)
     texts = [draw_caption(rng.randrange(len(OBJECTS)), rng.randrange(len(STYLES)), rng)[0] for _ in range(20_000)]
-    others = [word for domain in adaptation().values() for word in {*domain.objects, *domain.styles}]
+    others = [word for domain in adaptation().values() for word in sorted({*domain.objects, *domain.styles})]
     texts += [caption(t, o, s) for t in HELD_OUT_TEMPLATES for o in ("box", "tree") for s in STYLES] * 3
     texts += [*FILLER, "plain", "thing", "object", "nothing", "something", *others] * 3
     tokenizer = Tokenizer(

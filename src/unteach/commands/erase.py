@@ -44,7 +44,9 @@ def run(options: Erase) -> int:
     elif known:
         say(f"{plan.out} holds this run, begun: going on")
     delta = execute(plan, model, progress=interactive(), tell=None if interactive() else say)
-    say(f"{len(delta.tensors)} tensors changed, {view.size(delta.size, 'parameters')}, norm {delta.norm():.4g}")
+    say(
+        f"{len(delta.tensors)} tensors changed, {view.size(delta.size, '')} parameters in them, norm {delta.norm():.4g}"
+    )
     spent = seconds_spent(plan.out)
     if spent is not None:
         say(f"it took {view.duration(spent)}")
@@ -109,13 +111,21 @@ def _spend(out: Path, seconds: float) -> None:
 
 
 class _Compact(yaml.SafeDumper):
-    """YAML with lists of texts in running lines: hundreds of prompts stay readable, and the text complete."""
+    """YAML with lists of texts in running lines, broken between texts: hundreds of prompts stay readable."""
 
-    def represent_list(self, data: list[Any]) -> yaml.SequenceNode:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(isinstance(x, str) for x in data))
+    def write_single_quoted(self, text: str, split: bool = True) -> None:
+        super().write_single_quoted(text, split=False)
+
+    def write_plain(self, text: str, split: bool = True) -> None:
+        super().write_plain(text, split=False)
 
 
-_Compact.add_representer(list, _Compact.represent_list)
+def _running(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
+    texts = all(isinstance(item, str) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=texts)
+
+
+_Compact.add_representer(list, _running)
 
 
 def _dry(plan: Plan, model: Model, known: bool) -> None:
