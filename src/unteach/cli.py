@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when transformers and diffusers are imported, which happens inside the commands.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # Read when torch is loaded: threads that spin while they wait slow each other down on a shared machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     chosen: Options = tyro.cli(
         Command,
         prog="unteach",

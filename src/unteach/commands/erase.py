@@ -9,7 +9,7 @@ import yaml
 
 from unteach.commands.estimate import estimate
 from unteach.commands.options import Erase
-from unteach.commands.plan import Plan, dtype_of, resolve
+from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
 from unteach.core import masks, state
 from unteach.diffusion.delta import WeightDelta
@@ -27,7 +27,7 @@ def run(options: Erase) -> int:
     """Erase, or with ``--dry-run`` say what would be done."""
     plan = resolve(options)
     known = plan.check_folder()
-    use_threads(plan.threads)
+    use_threads(plan.threads, small=is_canvas(plan.model))
     model = load(plan.folder(), dtype=dtype_of(plan.dtype), device=plan.device)
     if options.dry_run:
         _dry(plan, model, known)
@@ -65,13 +65,14 @@ def execute(
     if plan.out is None:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
     out, config = plan.out, plan.to_dict()
+    known, finished = plan.check_folder(), (out / "delta.safetensors").exists()
     # Stages without a configuration are somebody else's until erase() has compared them.
-    unclear = not plan.check_folder() and any((out / name).exists() for name in STAGES)
-    if not unclear:
+    unclear = not known and any((out / name).exists() for name in STAGES)
+    if not known and not unclear:
         state.write_json(out / "config.json", config)
-    finished = (out / "delta.safetensors").exists()
     total = config["settings"].get("steps")
     begin = time.monotonic()
+    refused = finished
     try:
         delta = erase(
             model,
@@ -83,8 +84,11 @@ def execute(
             save_every=plan.save_every,
             on_step=None if tell is None else steps_teller(tell, total),
         )
+    except CheckpointError:
+        refused = True
+        raise
     finally:
-        if not unclear and not finished:
+        if not refused:
             _spend(out, time.monotonic() - begin)
     if unclear:
         state.write_json(out / "config.json", config)
@@ -132,7 +136,7 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     shown: dict[str, Any] = plan.to_dict()
     if plan.out is not None:
         shown["out"] = str(plan.out)
-    say(yaml.dump(shown, Dumper=_Compact, sort_keys=False, allow_unicode=True, width=116).rstrip())
+    say(yaml.dump(shown, Dumper=_Compact, sort_keys=False, allow_unicode=True, width=100).rstrip())
     say()
     say(masks.table(model.denoiser, dict.fromkeys(plan.method.selected(model), "would move")))
     say()

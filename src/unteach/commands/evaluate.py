@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from unteach.canvas import model_path
 from unteach.canvas.judges import judges
 from unteach.commands.compare import compare
 from unteach.commands.erase import seconds_spent
 from unteach.commands.options import Evaluate
-from unteach.commands.plan import CANVAS, Mistakes, device_of, dtype_of, folder_of
+from unteach.commands.plan import CANVAS, Mistakes, device_of, dtype_of, folder_of, is_canvas
 from unteach.commands.terminal import drifts, interactive, say, use_threads, verdicts, wrote
 from unteach.core import state
 from unteach.data.concepts import ConceptSet
@@ -25,7 +24,7 @@ from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
 from unteach.report import model_card, view
 
-__all__ = ["Subject", "is_canvas", "on_canvas", "refresh_card", "run"]
+__all__ = ["Subject", "on_canvas", "refresh_card", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class Subject:
 def run(options: Evaluate, command: str) -> int:
     """Evaluate and print the verdict."""
     subject = _subject(options)
-    use_threads(options.threads)
+    use_threads(options.threads, small=is_canvas(subject.model))
     model = load(folder_of(subject.model), dtype=subject.dtype, device=subject.device)
     if is_canvas(subject.model):
         say(f"evaluating {_targets(subject.concepts)} on {subject.model}: judges {', '.join(judges())}")
@@ -93,11 +92,6 @@ def run(options: Evaluate, command: str) -> int:
     wrote(paths)
     say(f"make a page of it: unteach report {subject.out} --out report.html")
     return 0
-
-
-def is_canvas(model: str) -> bool:
-    """Whether this is the bundled model, for whose pictures there are judges."""
-    return model == CANVAS or folder_of(model).resolve() == model_path().resolve()
 
 
 def on_canvas(

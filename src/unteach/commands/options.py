@@ -30,7 +30,9 @@ class Machine(Options):
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: float32)")] = None
     """float32, bfloat16 or float16: of every part of the model."""
-    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")] = None
+    threads: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 1 on the bundled model, else torch's choice)")
+    ] = None
     """Processor threads."""
 
 

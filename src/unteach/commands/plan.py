@@ -331,3 +331,8 @@ def _difference(key: str, old: object, new: object) -> str:
             return f"concepts {names[0]} there, {names[1]} asked for"
         return "the concepts' prompts, names or anchors"
     return f"{key} {old!r} there, {new!r} asked for"
+
+
+def is_canvas(model: str) -> bool:
+    """Whether this is the bundled model, for whose pictures there are judges."""
+    return model == CANVAS or folder_of(model).resolve() == model_path().resolve()

@@ -39,10 +39,10 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def use_threads(count: int | None) -> None:
-    """Set torch's processor threads, if a number is given."""
-    if count is not None:
-        torch.set_num_threads(count)
+def use_threads(count: int | None, *, small: bool = False) -> None:
+    """Set torch's processor threads; without a number, one for a ``small`` model (more only wait), else torch's own."""
+    if count is not None or small:
+        torch.set_num_threads(count or 1)
 
 
 def steps_teller(tell: Say, total: int | None, parts: int = 4) -> Callable[[int], None] | None:

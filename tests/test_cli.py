@@ -1,0 +1,454 @@
+"""The command line: every command on real toy pipelines, and on the bundled model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.toys import KINDS, build
+
+from unteach.canvas import model_path
+from unteach.cli import main
+from unteach.commands import demo
+from unteach.data.world import OBJECTS, STYLES
+from unteach.diffusion.delta import WeightDelta
+from unteach.erase import methods, presets
+from unteach.evaluate.prompts import PROTOCOLS, Protocol
+from unteach.evaluate.results import ConceptRecord, Metric, Results
+
+QUICK = [
+    "steps=4", "warm_up=1", "batch=2", "lr=0.01", "d_width=8", "images=4", "retain_images=4", "num_inference_steps=2",
+]  # fmt: skip
+CONCEPT = ["--target", "twemoji", "--anchor", "openmoji", "--kind", "style", "--prompts", "a {} dog", "{} cat"]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("toys")
+    return {kind: build(kind, folder / kind) for kind in KINDS}
+
+
+def toy_command(model: Path, out: Path | None, *more: str) -> list[str]:
+    place = [] if out is None else ["--out", str(out)]
+    return ["erase", "--model", str(model), *CONCEPT, "--method", "doco", "--set", *QUICK, *place, *more]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# erase
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_erase_writes_a_delta_its_card_and_its_settings(
+    kind: str, toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(toy_command(toys[kind], out, "--seed", "3", "--device", "cpu")) == 0
+    delta = WeightDelta.load(out / "delta.safetensors")
+    assert delta.norm() > 0 and delta.meta["seed"] == 3 and delta.meta["config"]["steps"] == 4
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["d_width"] == 8 and config["concepts"][0]["prompts"] == ["a {} dog", "{} cat"]
+    assert "# Without twemoji" in (out / "README.md").read_text()
+    assert json.loads((out / "cost.json").read_text())["seconds"] > 0
+    said = capsys.readouterr().out
+    assert "twemoji → openmoji (style)" in said and "2 prompt pairs" in said
+    assert "trained 2 of 4 steps" in said and "trained 4 of 4 steps" in said
+    for name in ("delta.safetensors", "README.md", "config.json"):
+        assert str(out / name) in said.split("wrote:")[1]
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main(toy_command(toys["sd"], whole)) == 0
+    assert main(toy_command(toys["sd"], out)) == 0
+    # As after an interruption between the last checkpoint and the result.
+    (out / "delta.safetensors").unlink()
+    assert main(toy_command(toys["sd"], out)) == 0
+    assert "going on" in capsys.readouterr().out
+    assert (out / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
+
+    before = files(out)
+    assert main(toy_command(toys["sd"], out, "--threads", "1")) == 0  # not part of what decides the result
+    assert "holds the finished result" in capsys.readouterr().out
+    assert files(out) == before
+    for other, difference in (
+        (["--set", "steps=5"], "steps 4 there, 5 asked for"),
+        (["--seed", "1"], "seed 0 there, 1 asked for"),
+        (["--names", "tw"], "the concepts' prompts, names or anchors"),
+        (["--target", "noto"], "concepts ['twemoji'] there, ['noto'] asked for"),
+    ):
+        assert main(toy_command(toys["sd"], out, *other)) == 2
+        said = capsys.readouterr().err
+        assert "holds a run with other settings" in said and difference in said and "another --out" in said
+        assert files(out) == before
+    # The same settings of another model: told apart by its weights.
+    other = build("sd", tmp_path / "other", seed=1)
+    assert main(toy_command(other, out)) == 2
+    assert "base" in capsys.readouterr().err and files(out) == before
+
+
+def test_stages_without_a_configuration_are_compared_before_anything_is_written(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(toy_command(toys["sd"], out)) == 0
+    (out / "config.json").unlink()
+    before = files(out)
+    assert main(toy_command(toys["sd"], out, "--seed", "9")) == 2
+    assert "another run" in capsys.readouterr().err and files(out) == before
+    assert main(toy_command(toys["sd"], out)) == 0 and (out / "config.json").exists()
+
+
+def test_configuration_file_and_overrides(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "erase.yaml"
+    content = {
+        "model": str(toys["sd"]),
+        "concepts": [{"target": "noto", "anchor": "mono", "kind": "style", "prompts": ["a {} dog"]}],
+        "method": "uce",
+        "settings": {"lam": 0.25, "erase_scale": "2e0"},
+        "seed": 5,
+    }
+    file.write_text(yaml.safe_dump(content))
+    assert main(["erase", "--config", str(file), "--dry-run"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.split("\n\n")[0])
+    assert shown["settings"]["lam"] == 0.25 and shown["settings"]["erase_scale"] == 2.0 and shown["seed"] == 5
+    assert shown["concepts"][0]["target"] == "noto"
+
+    line = ["--set", "lam=1", "--set", "tokens=last", "--seed", "6", *CONCEPT]
+    assert main(["erase", "--config", str(file), *line, "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["lam"] == 1.0 and config["settings"]["erase_scale"] == 2.0 and config["seed"] == 6
+    assert config["settings"]["tokens"] == "last" and [c["target"] for c in config["concepts"]] == ["twemoji"]
+
+    # What was saved is itself a configuration, and gives the same bits.
+    saved = ["--config", str(tmp_path / "run" / "config.json")]
+    assert main(["erase", *saved, "--out", str(tmp_path / "again")]) == 0
+    deltas = [(tmp_path / name / "delta.safetensors").read_bytes() for name in ("run", "again")]
+    assert deltas[0] == deltas[1]
+
+
+def test_several_concepts_from_a_file(toys: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "concepts.csv"
+    file.write_text("target,anchor,kind,prompts\ntwemoji,openmoji,style,a {} dog;a {} cat\nbomb,apple,object,a {}\n")
+    out = tmp_path / "run"
+    assert (
+        main(["erase", "--model", str(toys["sd"]), "--concepts", str(file), "--method", "uce", "--out", str(out)]) == 0
+    )
+    meta = WeightDelta.load(out / "delta.safetensors").meta
+    assert [c["target"] for c in meta["concepts"]] == ["twemoji", "bomb"]
+
+
+def test_dry_run_says_what_it_would_do_and_writes_nothing(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(toy_command(toys["sd"], out, "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    shown = yaml.safe_load(said.split("\n\n")[0])
+    assert shown["method"] == "doco" and shown["settings"]["warm_up"] == 1 and shown["out"] == str(out)
+    assert "would move" in said and "100.00%" in said and "2 prompt pairs; 0 no-ops" in said
+    assert "estimate:" in said and "only an estimate: at batch 2" in said and "nothing was written" in said
+
+
+def test_captions_without_the_anchor_are_counted_and_said(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["erase", "--model", str(toys["sd"]), "--target", "bomb", "--anchor", "apple", "--method", "uce"]
+    captions = ["--captions", "a red apple", "a blue car", "an apple and a bomb"]
+    assert main([*base, *captions, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "1 prompt pairs; 2 of 3 captions are no-ops and left out" in said.out
+    assert "1 with no anchor word (a no-op pair), 1 with the target named already" in said.out
+    assert "WARNING" not in said.err  # said once, not by the library again
+    assert main([*base, *captions, "--out", str(tmp_path / "run")]) == 0
+    assert "of 3 captions dropped: 1 with no anchor word" in capsys.readouterr().out
+    assert main([*base, "--captions", "a dog", "a cat", "--out", str(tmp_path / "none")]) == 2
+    assert "none of the 2 captions of 'bomb' can be used" in capsys.readouterr().err
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["erase", "--model", str(tmp_path / "nowhere"), "--target", "", "--anchor", "dog", "--kind", "animal"]
+    assert main([*line, "--method", "doc0", "--seed", "-1", "--dtype", "float31", "--threads", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "has 8 mistakes" in said and "Traceback" not in said
+    for part in (
+        "there is no folder",
+        "target is empty",
+        "kind must be 'style' or 'object'",
+        "no method or preset is called 'doc0'; to do: did you mean 'doco'",
+        "seed must be at least 0",
+        "no dtype is called 'float31'",
+        "threads must be at least 1",
+        "add --out DIR",
+    ):
+        assert part in said
+
+
+def test_unknown_keys_and_wrong_settings_are_refused_with_the_near_miss(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "erase.yaml"
+    file.write_text("targt: bomb\nseed: many\nretain: dog\nsettings: [1]\nanchor: 3\n")
+    assert (
+        main(["erase", "--config", str(file), *CONCEPT, "--set", "stps=3", "oops", "--out", str(tmp_path / "x")]) == 2
+    )
+    said = capsys.readouterr().err
+    for part in (
+        "unknown key 'targt' (did you mean 'target'?)",
+        "seed must be a whole number, found 'many'",
+        "retain must be a list of texts",
+        "settings must be a mapping",
+        "anchor must be text, found 3",
+        "unknown setting 'stps' (did you mean 'steps'?)",
+        "--set oops: write KEY=VALUE",
+    ):
+        assert part in said
+    assert list(tmp_path.iterdir()) == [file]
+    toy = ["--model", str(toys["sd"])]
+    assert main(["erase", *toy, "--concepts", "c.yaml", "--target", "bomb", "--out", str(tmp_path / "x")]) == 2
+    assert "take out target" in capsys.readouterr().err
+    assert main(["erase", *toy, "--out", str(tmp_path / "x")]) == 2
+    assert "nothing to erase was named" in capsys.readouterr().err
+    assert main(["erase", *toy, "--config", str(tmp_path / "no.yaml"), *CONCEPT, "--dry-run"]) == 2
+    assert "no.yaml' cannot be read" in capsys.readouterr().err
+
+
+def test_models_that_are_none(toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "flow"
+    wrong.mkdir()
+    (wrong / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    for model, message in (
+        (tmp_path / "nowhere", "there is no folder"),
+        (wrong, "known families: sd (StableDiffusionPipeline), sdxl"),
+        (toys["sd"] / "unet", "has no model_index.json"),
+    ):
+        assert main(["erase", "--model", str(model), *CONCEPT, "--out", str(tmp_path / "x")]) == 2
+        assert message in capsys.readouterr().err
+    assert main(toy_command(toys["sd"], tmp_path / "x", "--set", "train=[nothing.*]")) == 2
+    assert "no parameter of UNet2DConditionModel matches 'nothing.*'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(toy_command(toys["sd"], tmp_path / "file" / "run")) == 2
+    assert "cannot write" in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_the_bundled_model_can_draw_is_known_before_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["erase", "--target", "twemojy", "--set", "lr=fast", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'twemoji'" in said and "lr must be a finite number" in said and "has 2 mistakes" in said
+
+
+def test_debug_shows_where_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["report", str(tmp_path / "none.json"), "--out", str(tmp_path / "r.html")]
+    assert main(line) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert main([*line, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("UNTEACH_DEBUG", "1")
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "unteach: cannot read" in said
+
+
+def test_an_interruption_is_not_an_error(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def until_step_two(text: str) -> int:
+        if "trained 2" in text:
+            raise KeyboardInterrupt
+        return len(text)
+
+    out = tmp_path / "run"
+    line = toy_command(toys["sd"], out, "--save-every", "1")
+    # The keyboard is what is imitated: the interruption comes while step 2 is reported.
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.stdout, "write", until_step_two)
+        assert main(line) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "delta.safetensors").exists()
+    assert main(line) == 0 and (out / "delta.safetensors").exists()
+
+
+# list, report, help
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, names in (
+        ("methods", methods.names()),
+        ("presets", presets.names()),
+        ("styles", list(STYLES)),
+        ("objects", [info.name for info in OBJECTS]),
+        ("families", ["sd", "sdxl"]),
+        ("models", ["canvas", "FOLDER"]),
+    ):
+        assert main(["list", what]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(names) and all(line.startswith(n) for line, n in zip(lines, names, strict=True))
+    assert main(["list", "methods", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert "doco" in said and "    warm_up = 100  (≥ 0)" in said and "    lr = 1e-05  (> 0)" in said
+    assert main(["list"]) == 0
+    assert "doco-paper" in capsys.readouterr().out
+
+
+def test_report_from_saved_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = Metric(name="UA", value=0.9, low=0.8, high=0.95, n=40, judge="cnn", prompts="other names", concept="bomb")
+    results = Results(concepts=(ConceptRecord(target="bomb", anchor="balloon"),), metrics=(metric,))
+    results.save(tmp_path / "one" / "results.json")
+    page = tmp_path / "pages" / "report.html"
+    assert main(["report", str(tmp_path / "one"), "--out", str(page), "--title", "Nothing <here>"]) == 0
+    assert "Nothing &lt;here&gt;" in page.read_text() and str(page) in capsys.readouterr().out
+    assert main(["report", "--out", str(page)]) == 2
+    assert "no results were named" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from unteach.cli import main\n"
+        "try: main(['erase', '--help'])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules; sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout and "KEY=VALUE" in done.stdout
+
+
+def test_unknown_options_and_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, hint in ((["erase", "--targt", "x"], "--target"), (["eraze"], "erase"), ([], "erase")):
+        with pytest.raises(SystemExit) as stopped:
+            main(line)
+        assert stopped.value.code == 2 and hint in capsys.readouterr().err
+
+
+# evaluate
+
+
+def test_other_pipelines_get_drift_and_pictures(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, prompts = tmp_path / "run", tmp_path / "keep.txt"
+    assert main(toy_command(toys["sd"], out)) == 0
+    small = ["--num-inference-steps", "2", "--batch-size", "4"]
+    assert main(["evaluate", "--run", str(out), *small]) == 2
+    said = capsys.readouterr().err
+    assert "for the bundled model ('canvas') only" in said and "--prompts FILE" in said
+
+    prompts.write_text("a noto dog\n\na red car\n")
+    line = ["evaluate", "--run", str(out), "--prompts", str(prompts), "--seeds", "1", "2", *small]
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "Pixel change" in said and "PSNR" in said and "n 4" in said
+    results = Results.load(out / "evaluation" / "results.json")
+    assert {m.name for m in results.metrics} == {"pixel change", "PSNR"}
+    assert results.command.startswith("unteach evaluate --run") and results.cost.method_seconds is not None
+    assert [grid.role for grid in results.grids] == ["target", "retained"]
+    assert all((out / "evaluation" / p).exists() for grid in results.grids for row in grid.images for p in row)
+    assert main(line) == 0  # read back
+    assert main([*line, "--scale", "0.5"]) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+    assert main(["report", str(out / "evaluation"), "--out", str(tmp_path / "r.html")]) == 0
+
+    zero = [*line, "--scale", "0", "--out", str(tmp_path / "zero")]
+    assert main(zero) == 0
+    (moved,) = Results.load(tmp_path / "zero" / "results.json").find("pixel change")
+    assert moved.value == 0.0
+
+
+def test_mistakes_of_an_evaluation(toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--preset", "dem", "--model", str(tmp_path / "no"), "--batch-size", "0"]) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "add --run DIR, or --delta FILE",
+        "did you mean 'demo'",
+        "there is no folder",
+        "--batch-size",
+        "--out",
+    ):
+        assert part in said
+    assert main(["evaluate", "--run", str(tmp_path)]) == 2
+    assert "not the folder of an erasure" in capsys.readouterr().err
+    out = tmp_path / "run"
+    assert main(toy_command(toys["sd"], out)) == 0
+    delta = str(out / "delta.safetensors")
+    keep = tmp_path / "keep.txt"
+    keep.write_text("a dog\n")
+    other = build("sd", tmp_path / "other", seed=1)
+    wrong = ["evaluate", "--model", str(other), "--delta", delta, "--prompts", str(keep)]
+    assert main([*wrong, "--num-inference-steps", "1", "--out", str(tmp_path / "e")]) == 2
+    assert "learned on other weights" in capsys.readouterr().err
+    (out / "delta.safetensors").unlink()
+    assert main(["evaluate", "--run", str(out)]) == 2
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_erase_and_evaluate_the_bundled_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol(name="tiny", target=8, retained=8))
+    small = ["--preset", "tiny", "--num-inference-steps", "1", "--guidance-scale", "1"]
+    out = tmp_path / "run"
+    assert main(["erase", "--target", "cat", "--method", "uce", "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"] == "canvas" and config["concepts"][0]["anchor"] == "rabbit"
+    assert len(config["concepts"][0]["retain"]) == 240 and config["concepts"][0]["names"] == ["kitten"]
+    assert str(model_path()) not in (out / "config.json").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(out), *small]) == 0
+    said = capsys.readouterr().out
+    assert "cat → rabbit (object): gone on" in said and "cnn: before → after" in said and "patch: before" in said
+    results = Results.load(out / "evaluation" / "results.json")
+    for judge in ("cnn", "patch"):
+        for prompts in ("unlearning set", "held-out templates", "other names"):
+            (gone,) = results.find("UA", judge=judge, prompts=prompts, when="after")
+            (was,) = results.find("UA", judge=judge, prompts=prompts, when="before")
+            assert was.value < 0.5 < gone.value
+    assert set(results.notes) == {"cnn", "patch"}
+    assert "## Measured" in (out / "README.md").read_text()
+
+
+# demo
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The parent asks for two concepts, of which its children know one: one goes through, the other one fails.
+    bomb = next(erasure for erasure in demo.ERASURES if erasure.target == "bomb")
+    unknown = demo.Erasure(target="nothing", anchor="x", kind="object")
+    monkeypatch.setattr(demo, "ERASURES", (unknown, bomb))
+    line = ["demo", "--quick", "--out", str(tmp_path)]
+    assert main(line) == 1
+    said = capsys.readouterr()
+    for part in ("bomb     loading the model", "drawing training pictures", "trained 8 of 8 steps", "nothing  FAILED"):
+        assert part in said.out
+    assert "bomb → balloon (object): gone on" in said.out and "IRA (same domain kept)" in said.out
+    assert "nothing was not finished (exit code 2)" in said.err and "is not a concept of the demo" in said.err
+    page = (tmp_path / "report.html").read_text()
+    assert "bomb" in page and str(tmp_path / "report.html") in said.out
+    results = Results.load(tmp_path / "bomb" / "evaluation" / "results.json")
+    assert "--only" not in results.command and results.command.startswith("unteach demo")
+
+    monkeypatch.setattr(demo, "ERASURES", (bomb,))
+    assert main([*line, "--only", "bomb"]) == 0
+    said = capsys.readouterr()
+    assert "erased already" in said.out and "trained" not in said.out
+    assert main([*line, "--only", "bom"]) == 2
+    assert "did you mean 'bomb'" in capsys.readouterr().err
