@@ -66,7 +66,7 @@ def test_missing_extra_names_its_install_line() -> None:
     assert isinstance(error, UnteachError)
 
 
-@pytest.mark.parametrize("extra", ["lora", "build", "judge", "track", "dev"])
+@pytest.mark.parametrize("extra", ["lora", "build", "dev"])
 def test_the_extras_exist(extra: str) -> None:
     import tomllib
     from pathlib import Path

@@ -52,22 +52,22 @@ def training_views(seed: int = 0, count: int = VIEWS) -> Tensor:
     return torch.cat(parts)
 
 
-def eye(out: Path, *, steps: int, progress: bool) -> None:
+def eye(out: Path, *, steps: int, views: int, progress: bool) -> None:
     """Fit the encoder, train the decoder, save ``vae`` and the latents of all training views."""
-    images = training_views()
+    images = training_views(count=views)
     autoencoder.seeded(0)
     vae: Any = autoencoder.build(images[: 6 * 480].float() / 127.5 - 1)
     vae.save_pretrained(out / "pipeline" / "vae")
 
-    def views(s: Step, items: range) -> Tensor:
+    def chosen(s: Step, items: range) -> Tensor:
         return images[s.randint("view", len(images), items)]
 
     with torch.no_grad():
         latents = torch.cat(
             [vae.encode(b.float() / 127.5 - 1).latent_dist.mean.half() for b in torch.split(images, 512)]
         )
-    state.save(out / "latents.safetensors", {"latents": latents}, {"views": VIEWS})
-    autoencoder.train_decoder(vae, views, out / "eye", steps=steps, progress=progress)
+    state.save(out / "latents.safetensors", {"latents": latents}, {"views": views})
+    autoencoder.train_decoder(vae, chosen, out / "eye", steps=steps, progress=progress)
     vae.save_pretrained(out / "pipeline" / "vae")
 
 
@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--views", type=int, default=VIEWS, help="views of every object and style")
     parser.add_argument("--reader-steps", type=int, default=900)
     parser.add_argument("--decoder-steps", type=int, default=1800)
     parser.add_argument("--denoiser-steps", type=int, default=11_000)
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words.build_tokenizer(args.out / "pipeline" / "tokenizer")
         print(words.train_reader(args.out / "pipeline", args.out / "words", steps=args.reader_steps, progress=True))
     elif args.stage == "eye":
-        eye(args.out, steps=args.decoder_steps, progress=True)
+        eye(args.out, steps=args.decoder_steps, views=args.views, progress=True)
     elif args.stage == "denoiser":
         denoiser(args.out, steps=args.denoiser_steps, progress=True)
     elif args.stage == "polish":
