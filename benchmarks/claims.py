@@ -100,18 +100,23 @@ def erasure_claims() -> list[dict[str, Any]]:
                     result["command"],
                 )
             )
-    for measure in ("UA", "IRA", "CRA"):
-        total = {}
-        for arm in ("doco-canvas", "ablate-canvas"):
-            found = [h for k, h in pooled.items() if k[1] == arm and k[2] == measure and k[4] != "unlearning set"]
-            total[arm] = (sum(h for h, _ in found), sum(n for _, n in found))
-        hits, n = total["doco-canvas"]
-        ours, control = wilson(hits, n), wilson(*total["ablate-canvas"])
+    outside = {key: hit for key, hit in pooled.items() if key[4] != "unlearning set"}
+    for measure in DEMO_TARGETS:
+        # Each judge on its own, since both look at the same pictures; the less favourable one is reported.
+        compared = []
+        for judge in ("cnn", "patch"):
+            counts = []
+            for arm in ("doco-canvas", "ablate-canvas"):
+                found = [hit for key, hit in outside.items() if key[1:4] == (arm, measure, judge)]
+                counts.append((sum(h for h, _ in found), sum(n for _, n in found)))
+            compared.append((judge, counts[0], wilson(*counts[0]), wilson(*counts[1])))
+        judge, (hits, n), ours, control = min(compared, key=lambda row: row[2].value - row[3].value)
         claims.append(
             _claim(
                 f"doco-beats-ablation-{measure}",
                 f"Outside the unlearning set doco-canvas has a higher {measure} than ablate-canvas at equal data and "
-                "updates (both judges and concepts pooled; holds = the intervals do not overlap).",
+                f"updates (concepts, prompt sets and seeds pooled; the less favourable judge: {judge}; holds = the "
+                "intervals do not overlap).",
                 hits,
                 n,
                 {"ablate-canvas": control.value, "ablate-canvas low": control.low, "ablate-canvas high": control.high},
