@@ -433,6 +433,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     # The parent asks for two concepts, of which its children know one: one goes through, the other one fails.
     bomb = next(erasure for erasure in demo.ERASURES if erasure.target == "bomb")
     unknown = demo.Erasure(target="nothing", anchor="x", kind="object")
+    # The demo's list of concepts is its data: a shorter one, with one that must fail, run for real.
     monkeypatch.setattr(demo, "ERASURES", (unknown, bomb))
     line = ["demo", "--quick", "--out", str(tmp_path)]
     assert main(line) == 1
@@ -446,6 +447,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     results = Results.load(tmp_path / "bomb" / "evaluation" / "results.json")
     assert "--only" not in results.command and results.command.startswith("unteach demo")
 
+    # Again other data, not other code.
     monkeypatch.setattr(demo, "ERASURES", (bomb,))
     assert main([*line, "--only", "bomb"]) == 0
     said = capsys.readouterr()

@@ -53,6 +53,7 @@ def test_each_prompt_is_encoded_once_alone_and_returned_as_a_copy(model: Model) 
 
 def test_the_cache_is_bounded_and_drops_the_oldest(sd: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     row = sd.encode(["a dog"]).hidden
+    # A limit of two prompts instead of 256 MiB, so that a toy can reach it; the cache itself is the real one.
     monkeypatch.setattr(model_module, "_CACHE_BYTES", 2 * row.numel() * row.element_size())
     calls: list[int] = []
     sd.pipe.text_encoder.register_forward_hook(lambda module, args, output: calls.append(1))

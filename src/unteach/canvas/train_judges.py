@@ -64,9 +64,9 @@ RECIPES: dict[str, Recipe] = {
 """The bundled judges' recipes."""
 
 DOUBT: dict[str, tuple[float, float]] = {"cnn": (-0.3, -1.0), "patch": (-0.5, -1.2)}
-"""Added to the logits of "none" (object, style) after training, which over-represents garbage: nearly as low as keeps
-"none" for the object at 90 % or more on every kind of garbage but halves. As trained (0, 0) the judges refuse soft but
-right drawings of the bundled model, so the choice was not blind to it; its card gives the figures of both settings."""
+"""Added to the logits of "none" (object, style) after training, which has too much garbage. Picked from a sweep over
+garbage and drawings of the bundled model, which the judges as trained (0, 0) refuse too readily, so that "none" for
+the object stays at 90 % or more on garbage but halves. Its card gives the figures of both settings."""
 
 
 def _chance(images: Tensor, share: float, generator: Generator) -> Tensor:

@@ -71,15 +71,7 @@ def run(options: Evaluate, command: str) -> int:
             subject.delta,
             subject.concepts,
             prompts,
-            seeds=options.seeds,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            batch_size=options.batch_size,
-            scale=options.scale,
-            out=subject.out,
-            command=command,
-            method_seconds=subject.seconds,
-            progress=interactive(),
+            **_drawing(subject, options, command, interactive()),
         )
     paths = [subject.out / "results.json"]
     if subject.erased is not None and options.scale == 1.0:
@@ -111,17 +103,24 @@ def on_canvas(
         list(subject.concepts),
         found,
         preset=choice or options.preset,
-        seeds=options.seeds,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        batch_size=options.batch_size,
-        scale=options.scale,
-        out=subject.out,
-        command=command,
         notes={name: judge.describe() for name, judge in found.items()},
-        method_seconds=subject.seconds,
-        progress=progress,
+        **_drawing(subject, options, command, progress),
     )
+
+
+def _drawing(subject: Subject, options: Evaluate, command: str, progress: bool) -> dict[str, Any]:
+    """What every kind of evaluation is told of how to draw, where to write and what it reports."""
+    return {
+        "seeds": options.seeds,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "batch_size": options.batch_size,
+        "scale": options.scale,
+        "out": subject.out,
+        "command": command,
+        "method_seconds": subject.seconds,
+        "progress": progress,
+    }
 
 
 def refresh_card(erased: Path, delta: WeightDelta, results: Results) -> Path:
