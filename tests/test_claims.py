@@ -12,7 +12,7 @@ def test_claims_follow_from_results() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = [*module.grid_claims(), *module.erasure_claims()]
+    made = module.all_claims()
     committed = json.loads((ROOT / "benchmarks" / "claims.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(made)) == committed
     assert {"id", "text", "value", "interval", "n", "controls", "holds", "command"} == set(committed[0])

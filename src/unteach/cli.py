@@ -1,4 +1,4 @@
-"""The command line, ``unteach``: erase · evaluate · report · list · demo.
+"""The command line, ``unteach``: erase · evaluate · learn · report · list · demo.
 
 This file reads the arguments and turns errors into messages; :mod:`unteach.commands` does the work, and is imported
 only when a command needs it.
@@ -29,6 +29,7 @@ Command = (
     Annotated[options.Erase, tyro.conf.subcommand("erase")]
     | Annotated[options.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[options.Report, tyro.conf.subcommand("report")]
+    | Annotated[options.Learn, tyro.conf.subcommand("learn")]
     | Annotated[options.List, tyro.conf.subcommand("list")]
     | Annotated[options.Demo, tyro.conf.subcommand("demo")]
 )

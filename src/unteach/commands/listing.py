@@ -17,6 +17,10 @@ def run(options: List) -> int:
         "methods": lambda: _methods(options.verbose),
         "presets": _presets,
         "models": _models,
+        "learners": lambda: _learners(options.verbose),
+        "plugins": lambda: _plugins(options.verbose),
+        "streams": _streams,
+        "networks": _networks,
         "families": _families,
         "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
         "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
@@ -44,8 +48,7 @@ def _methods(verbose: bool) -> Iterator[str]:
     for name, line in zip(methods, lines, strict=True):
         yield line
         if verbose:
-            for field in dataclasses.fields(methods[name]):
-                yield f"    {field.name} = {field.default!r}{_bounds(field)}"
+            yield from _settings(methods[name])
 
 
 def _bounds(field: "dataclasses.Field[object]") -> str:
@@ -62,6 +65,46 @@ def _presets() -> Iterator[str]:
         method, settings = presets[name]
         rows.append((name, " ".join([method, *(f"{key}={value}" for key, value in settings.items())])))
     return _table(rows)
+
+
+def _learners(verbose: bool) -> Iterator[str]:
+    import unteach.continual.methods  # noqa: F401 (registers them)
+    from unteach.continual.method import methods, presets
+
+    rows = [(name, f"{_first_line(methods[name])} [{methods[name].form}]") for name in methods]
+    for name, line in zip(methods, _table(rows), strict=True):
+        yield line
+        if verbose:
+            yield from _settings(methods[name])
+    yield from _table([(name, f"preset of {presets[name][0]}") for name in presets])
+
+
+def _plugins(verbose: bool) -> Iterator[str]:
+    import unteach.continual.engine  # noqa: F401 (registers them)
+    from unteach.continual.plugin import plugin_presets, plugins
+
+    for name, line in zip(plugins, _table([(name, _first_line(plugins[name])) for name in plugins]), strict=True):
+        yield line
+        if verbose:
+            yield from _settings(plugins[name])
+    yield from _table([(name, f"preset of {plugin_presets[name][0]}") for name in plugin_presets])
+
+
+def _streams() -> Iterator[str]:
+    from unteach.continual.streams import streams
+
+    return _table([(name, (streams[name].__doc__ or "").strip().splitlines()[0]) for name in streams])
+
+
+def _networks() -> Iterator[str]:
+    from unteach.continual.networks import networks
+
+    return _table([(name, (networks[name].__doc__ or "").strip().splitlines()[0]) for name in networks])
+
+
+def _settings(kind: type) -> Iterator[str]:
+    for field in dataclasses.fields(kind):
+        yield f"    {field.name} = {field.default!r}{_bounds(field)}"
 
 
 def _models() -> Iterator[str]:

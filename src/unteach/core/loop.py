@@ -335,7 +335,8 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tensor" in value:
-        return tensors[value["tensor"]]
+        # A copy, because tensors of a file lie at any address and matrix products round differently off a boundary.
+        return tensors[value["tensor"]].clone()
     if "map" in value:
         return {key: _unpack(item, tensors) for key, item in value["map"]}
     if "list" in value:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from unteach.errors import ConfigError
 
 T = TypeVar("T")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 
 
 def near(name: str, names: Iterable[str], most: int = 3) -> str:
@@ -36,7 +36,7 @@ class Registry(Generic[T]):
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"'{name}' is not a name for a {self.kind}",
-                fix="use lower case letters, digits, '-', '_' and '.'",
+                fix="use lower case letters, digits, '-', '_', '+' and '.'",
             )
         if name in self._items:
             raise ConfigError(f"the {self.kind} '{name}' is registered already", found=self._items[name])

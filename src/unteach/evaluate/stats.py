@@ -7,10 +7,11 @@ Everything here takes plain sequences or arrays and returns plain numbers. Rando
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
 
 from unteach.errors import DataError
 
@@ -133,6 +134,87 @@ def worst(intervals: Sequence[Interval]) -> Interval:
     if not intervals:
         raise DataError("the worst of no intervals is not defined")
     return min(intervals, key=lambda i: (i.value, i.low))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over seeds; with one seed there is no deviation and no interval.
+
+    Attributes:
+        mean: over seeds.
+        sd: sample standard deviation (n - 1).
+        low: lower end of the 95 % t-interval of the mean.
+        high: upper end.
+        n: seeds.
+    """
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired(Mean):
+    """Mean of arm - control over the seeds that both have.
+
+    Attributes:
+        better: seeds in which the arm is better, in the metric's direction.
+        equal: seeds in which both are exactly equal.
+        p: two-sided, of the paired t-test; None with one seed. 1 when all differences are 0.
+        lower_is_better: direction of the metric.
+    """
+
+    better: int
+    equal: int
+    p: float | None
+    lower_is_better: bool
+
+    @property
+    def outcome(self) -> str:
+        """When the interval excludes 0 "better" or "worse"; else "unclear", "identical" or "one seed"."""
+        if self.equal == self.n:
+            return "identical"
+        if self.low is None or self.high is None:
+            return "one seed"
+        if self.low <= 0 <= self.high:
+            return "unclear"
+        return "better" if (self.mean < 0) == self.lower_is_better else "worse"
+
+
+def t_mean(values: Sequence[float]) -> Mean:
+    """Mean with its 95 % t-interval, n - 1 degrees of freedom; the values are taken as independent and near normal."""
+    n, mean = len(values), fmean(values)
+    if n == 1:
+        return Mean(mean, None, None, None, 1)
+    sd = stdev(values)
+    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+    return Mean(mean, sd, mean - half, mean + half, n)
+
+
+def paired_t(pairs: Sequence[tuple[float, float]], lower: bool = False) -> Paired | None:
+    """Differences a - b of pairs (a, b) with their t-interval and paired t-test; ``lower``: less is better."""
+    if not pairs:
+        return None
+    gaps = [a - b for a, b in pairs]
+    of = t_mean(gaps)
+    p: float | None = None
+    if of.sd is not None:
+        p = 1.0 if not any(gaps) else 0.0
+        if of.sd > 0:
+            p = float(2 * stdtr(of.n - 1, -abs(of.mean) / (of.sd / math.sqrt(of.n))))
+    better = sum(gap < 0 if lower else gap > 0 for gap in gaps)
+    return Paired(of.mean, of.sd, of.low, of.high, of.n, better, sum(gap == 0 for gap in gaps), p, lower)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979): below α with probability α at most, all nulls being true."""
+    adjusted, largest, m = [1.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (m - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 def _level(confidence: float) -> float:

@@ -1,0 +1,338 @@
+"""``unteach learn``: several methods × plug-ins × seeds on streams, in one command that resumes."""
+
+import dataclasses
+import functools
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from unteach.commands.options import Learn
+from unteach.continual import streams
+from unteach.continual.engine import Outcome, learn
+from unteach.continual.learner import Training
+from unteach.continual.method import AnyMethod, make
+from unteach.continual.metrics import matrix_of, summary
+from unteach.continual.plugin import Plugin, make_plugin
+from unteach.continual.stream import Stream, with_scenario
+from unteach.core import state
+from unteach.core.registry import near
+from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
+from unteach.evaluate import environment
+from unteach.evaluate.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
+from unteach.report.learning import render_learning
+
+__all__ = ["Job", "Plan", "load_plan", "run"]
+
+METRIC = "class_il/final_average_accuracy"
+_SECONDS = ("train", "evaluate")
+_KEYS = {
+    "stream",
+    "stream_options",
+    "scenario",
+    "network",
+    "network_options",
+    "training",
+    "methods",
+    "plugins",
+    "seeds",
+    "title",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid, as plain data that another process can be given."""
+
+    stream: str
+    stream_options: Mapping[str, Any]
+    scenario: str | None
+    network: str
+    network_options: Mapping[str, Any]
+    training: Mapping[str, Any]
+    method: Mapping[str, Any]
+    plugin: Mapping[str, Any] | None
+    seed: int
+    label: str
+
+    def folder(self, out: Path) -> Path:
+        """Where it is kept."""
+        name = self.label.replace(" ", "").replace("/", "-")
+        return out / "runs" / name / str(self.seed)
+
+    def fingerprint(self) -> str:
+        """Of everything that it depends on."""
+        return state.fingerprint({key: value for key, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid of runs."""
+
+    jobs: tuple[Job, ...]
+    title: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_plan(path: Path | None, options: Learn) -> Plan:
+    """The grid that a config file and the command line ask for; everything in it is checked before anything runs.
+
+    Raises:
+        ConfigError: unknown keys, methods, plug-ins or settings, and combinations that cannot be: all at once
+            where possible.
+    """
+    record: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the config {path}", found=error) from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"the config {path} must be a table of settings", found=type(loaded).__name__)
+        if unknown := sorted(set(map(str, loaded)) - _KEYS):
+            raise ConfigError.many([f"unknown key '{key}' ({near(key, _KEYS)})" for key in unknown], where=str(path))
+        record = {str(key): value for key, value in loaded.items()}
+    given = {
+        "stream": options.stream,
+        "network": options.network,
+        "methods": list(options.methods) if options.methods else None,
+        "plugins": list(options.plugins) if options.plugins else None,
+        "seeds": list(options.seeds) if options.seeds else None,
+    }
+    record |= {key: value for key, value in given.items() if value is not None}
+    training = dict(record.get("training") or {})
+    if options.epochs is not None:
+        training["epochs"] = options.epochs
+    if not record.get("stream"):
+        raise ConfigError("no stream was named", fix=f"--stream one of {', '.join(streams.streams.names())}")
+    if not record.get("methods"):
+        raise ConfigError("no methods were named", fix="--methods er der++ ...; see: unteach list learners")
+    jobs, problems = [], []
+    for method in record["methods"]:
+        for plugin in record.get("plugins") or ["none"]:
+            try:
+                jobs += list(_jobs(record, training, method, plugin))
+            except UnteachError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError.many(list(dict.fromkeys(problems)), where="the grid of runs")
+    double = {job.label for job in jobs if sum((j.label, j.seed) == (job.label, job.seed) for j in jobs) > 1}
+    if double:
+        raise ConfigError(
+            "two runs would have the same name", found=", ".join(sorted(double)), fix="give one of them a 'label'"
+        )
+    return Plan(tuple(jobs), str(record.get("title") or ""))
+
+
+def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, plugin: Any) -> Iterator[Job]:
+    """The runs of one arm, checked."""
+    method = {"method": method} if isinstance(method, str) else dict(method)
+    plugin = {"plug-in": plugin} if isinstance(plugin, str) else dict(plugin)
+    own_training = {**training, **dict(method.pop("training", None) or {})}
+    label = str(method.pop("label", method.get("method")))
+    plug_label = str(plugin.pop("label", plugin.get("plug-in")))
+    made = _method(method)
+    named = None if plugin.get("plug-in") in ("none", None) else plugin
+    if named is not None:
+        _plugin(named)
+    Training.build(own_training)
+    if named is not None and made.form == "outside":
+        return
+    seeds = record.get("seeds") or [0]
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise ConfigError("seeds are whole numbers", found=seeds)
+    for seed in seeds:
+        yield Job(
+            str(record["stream"]),
+            dict(record.get("stream_options") or {}),
+            record.get("scenario"),
+            str(record.get("network") or "small-conv"),
+            dict(record.get("network_options") or {}),
+            own_training,
+            method,
+            named,
+            seed,
+            label if named is None else f"{label}__{plug_label}",
+        )
+
+
+def _method(record: Mapping[str, Any]) -> AnyMethod:
+    settings = dict(record)
+    return make(settings.pop("method", None), **settings)
+
+
+def _plugin(record: Mapping[str, Any]) -> Plugin:
+    settings = dict(record)
+    return make_plugin(settings.pop("plug-in", None), **settings)
+
+
+@functools.cache
+def _stream(name: str, options: str, scenario: str | None) -> Stream:
+    found = streams.load(name, **yaml.safe_load(options))
+    return found if scenario is None else with_scenario(found, scenario)  # type: ignore[arg-type]
+
+
+def do(job: Job, out: Path, command: str, threads: int) -> Path:
+    """One run of the grid: train, measure, write its record; a finished one is left alone.
+
+    Raises:
+        CheckpointError: the folder holds a run of other settings.
+    """
+    torch.set_num_threads(threads)
+    folder = job.folder(out)
+    path = folder / "run.json"
+    if path.exists():
+        known = state.read_json(folder / "job.json").get("fingerprint")
+        if known != job.fingerprint():
+            raise CheckpointError(
+                f"{folder} holds a run of other settings",
+                fix="use another --out, or the settings of before",
+            )
+        return path
+    stream = _stream(job.stream, yaml.safe_dump(dict(job.stream_options)), job.scenario)
+    method, plugin = _method(job.method), None if job.plugin is None else _plugin(job.plugin)
+    training = Training.build(job.training)
+    failed = ""
+    outcome: Outcome | None = None
+    try:
+        outcome = learn(
+            stream,
+            method,
+            network=job.network,
+            options=job.network_options,
+            plugin=plugin,
+            training=training,
+            seed=job.seed,
+            out=folder,
+        )
+    except NumericsError as error:
+        failed = str(error)
+    record = _record(job, stream, method, plugin, training, outcome, failed, command)
+    state.write_json(folder / "job.json", {**vars(job), "fingerprint": job.fingerprint()})
+    record.save(path)
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    return path
+
+
+def _record(
+    job: Job,
+    stream: Stream,
+    method: AnyMethod,
+    plugin: Plugin | None,
+    training: Training,
+    outcome: Outcome | None,
+    failed: str,
+    command: str,
+) -> LearningRun:
+    rows: list[dict[str, Any]] = [] if outcome is None else outcome.record["rows"]
+    untrained = {} if outcome is None else outcome.record["untrained"]
+    places = range(len(stream.tasks))
+    sizes = [len(task.test_y) for task in stream.tasks]
+    matrices = {kind: matrix_of(rows, kind, len(places)) for kind in KINDS}
+    before = {kind: untrained[kind] for kind in ("class_il_all_heads", "task_il") if kind in untrained}
+    by_task = {row["task"]: row for row in rows}
+    ece, nll = ([by_task[t][what] if t in by_task else None for t in places] for what in ("ece", "nll"))
+    took = {key: [by_task[t]["seconds"][key] if t in by_task else None for t in places] for key in _SECONDS}
+    labels = job.label.split("__")
+    key = Key(
+        stream=stream.name,
+        scenario=stream.scenario,
+        method=labels[0],
+        plugin=labels[1] if len(labels) > 1 else ALONE,
+        seed=job.seed,
+        network=job.network,
+        training=training.to_dict(),
+        method_settings=method.to_dict(),
+        plugin_settings={} if plugin is None else plugin.to_dict(),
+    )
+    return LearningRun(
+        key=key,
+        matrices={kind: tuple(map(tuple, cells)) for kind, cells in matrices.items()},
+        untrained={kind: tuple(values) for kind, values in before.items()},
+        test_sizes=tuple(sizes),
+        task_names=tuple(task.name for task in stream.tasks),
+        ece=tuple(ece),
+        nll=tuple(nll),
+        seconds=Seconds(train=tuple(took["train"]), evaluate=tuple(took["evaluate"])),
+        passes=0 if outcome is None else outcome.record["passes"],
+        diagnostics=tuple(by_task[t]["diagnostics"] if t in by_task else {} for t in places),
+        warnings=(
+            *([] if outcome is None else outcome.record["warnings"]),
+            *([f"diverged: {failed}"] if failed else []),
+        ),
+        metrics=summary(matrices, before, sizes, ece=ece, nll=nll),
+        environment=dataclasses.asdict(environment.collect()),
+        command=command,
+    )
+
+
+def run(options: Learn, command: str) -> int:
+    """Run what is left of the grid and write the page; returns the exit code."""
+    plan = load_plan(options.config, options)
+    out = options.out
+    left = [job for job in plan.jobs if not (job.folder(out) / "run.json").exists()]
+    arms = len({job.label for job in plan.jobs})
+    print(f"{len(plan.jobs)} runs ({arms} arms), {len(left)} left; writing to {out}", flush=True)
+    begin = time.perf_counter()
+    for done, job in enumerate(_all(plan.jobs, out, command, options.workers, options.threads or 1), 1):
+        if job in left:
+            took = time.perf_counter() - begin
+            rest = took / max(1, done - (len(plan.jobs) - len(left))) * (len(plan.jobs) - done)
+            if options.verbose or done % 10 == 0 or done == len(plan.jobs):
+                print(
+                    f"  {done}/{len(plan.jobs)} {job.label}, seed {job.seed}; about {rest / 60:.0f} min left",
+                    flush=True,
+                )
+    results = LearningResults.load(out / "runs")
+    page = render_learning(results, out / "report.html", title=plan.title)
+    for line in _lines(results):
+        print(line)
+    print(f"wrote:\n  {out / 'runs'}\n  {page}", flush=True)
+    return 0
+
+
+def _mean(mean: Mean) -> str:
+    interval = "" if mean.low is None or mean.high is None else f"{mean.low:.1%} to {mean.high:.1%}, "
+    return f"{mean.mean:6.1%}  ({interval}n {mean.n})"
+
+
+def _lines(results: LearningResults) -> Iterator[str]:
+    """A short table: final average accuracy of each arm."""
+    for group in results.groups:
+        table = results.of(group).table(METRIC)
+        yield f"{group}: {METRIC}"
+        for arm, mean in table.items():
+            shown = "not measured" if mean is None else _mean(mean)
+            yield f"  {arm!s:<44} {shown}"
+
+
+def _all(jobs: Sequence[Job], out: Path, command: str, workers: int, threads: int) -> Iterator[Job]:
+    """Do the jobs, in one process or several; each as it is finished."""
+    if workers == 1:
+        for job in jobs:
+            do(job, out, command, threads)
+            yield job
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: dict[Future[Path], Job] = {pool.submit(do, job, out, command, threads): job for job in jobs}
+        try:
+            while waiting:
+                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    yield waiting.pop(future)
+        except BrokenProcessPool as error:
+            raise UnteachError(
+                "a worker process was killed", found=error, fix="run the same command again; use fewer --workers"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""Continual learning: one objective, every known method a setting of it, plug-ins for all of them."""

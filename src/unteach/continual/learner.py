@@ -1,0 +1,243 @@
+"""The state of one run of continual learning, and what terms, rules and plug-ins may ask of it."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unteach.continual import augment
+from unteach.continual.memory import Memory
+from unteach.continual.method import AnyMethod, Rule
+from unteach.continual.objective import Batch, Objective
+from unteach.continual.stream import Stream
+from unteach.core import seeds
+from unteach.core.settings import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Settings):
+    """How a network is trained on each task.
+
+    Args:
+        epochs: passes over each task's data.
+        batch_size: samples a step of the current task.
+        memory_batch: samples a draw from memory.
+        optimizer: "sgd" or "adamw".
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: of the optimiser.
+        milestones: epochs of each task after which the rate is multiplied by ``lr_decay``.
+        lr_decay: that factor.
+        reset_optimizer: forget momenta when a task begins.
+        clip: largest norm of the gradient; 0 for none.
+        augment: views while training; "stream" takes the stream's own.
+        head: classes an evaluation may answer: "seen" so far (Mammoth now), or "all" (the refresh code).
+        precision: "bf16" runs the network under autocast.
+        compile: compile the network (worth it on a GPU).
+        eval_batch: samples a batch when evaluating.
+    """
+
+    kind: ClassVar[str] = "training"
+    name: ClassVar[str] = "training"
+
+    epochs: int = setting(5, low=1)
+    batch_size: int = setting(32, low=1)
+    memory_batch: int = setting(32, low=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = setting(0.03, above=0)
+    momentum: float = setting(0.0, low=0, high=1)
+    weight_decay: float = setting(0.0, low=0)
+    milestones: tuple[int, ...] = ()
+    lr_decay: float = setting(0.1, above=0)
+    reset_optimizer: bool = True
+    clip: float = setting(0.0, low=0)
+    augment: Literal["stream", "none", "shift", "crop", "crop-flip"] = "stream"
+    head: Literal["seen", "all"] = "seen"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    eval_batch: int = setting(512, low=1)
+
+
+class Learner:
+    """One run: a network on its way through a stream.
+
+    Attributes:
+        model: the network that is trained.
+        params: the tensors that move, in the model's order; ``names`` beside them.
+        classes: width of the head, C.
+        task: index of the current task.
+        seen: classes seen so far, bool (C,).
+        current: classes of the current task, bool (C,).
+        task_columns: classes of each task, bool (T, C).
+        memory: the method's memory, or None.
+        old: the network as it was when the last task ended (only if a term needs it).
+        lr: the current learning rate.
+    """
+
+    def __init__(
+        self, stream: Stream, method: AnyMethod, network: nn.Module, settings: Training, seed: int, device: torch.device
+    ) -> None:
+        self.stream, self.method, self.settings, self.seed, self.device = stream, method, settings, seed, device
+        self.classes = stream.classes
+        self.network = network.to(device)
+        self.model = method.wrap(self.network)
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.names, self.params = [name for name, _ in named], [p for _, p in named]
+        self._initial = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self.data = [(task.x.to(device), task.y.to(device)) for task in stream.tasks]
+        self.lr = settings.lr
+        self.task = 0
+        self.stage_tasks: list[int] = [0]
+        self.seen = torch.zeros(self.classes, dtype=torch.bool, device=device)
+        self.current = self.seen.clone()
+        self.task_columns = torch.zeros(len(stream.tasks), self.classes, dtype=torch.bool, device=device)
+        for columns, task in zip(self.task_columns, stream.tasks, strict=True):
+            columns[list(task.classes)] = True
+        self.mask_training = stream.scenario == "task"
+        self.old: nn.Module | None = None
+        self.random = any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules()
+        ) or getattr(self.model, "random", False)
+        self._forward = torch.compile(self.model) if settings.compile else self.model
+        own = method.optimizer(self)
+        self.own_optimizer = own is not None
+        self.optimizer = own or self._optimizer()
+        self.memory: Memory | None = method.memory(self)
+        self.objective = Objective(method.terms(self))
+        self.rule: Rule | None = method.rule(self)
+        self.needs_old = any(term.uses_old for term in self.objective.terms)
+        self.watchers = [term for term in self.objective.terms if term.watches]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        if s.optimizer == "adamw":
+            return torch.optim.AdamW(self.params, lr=s.lr, weight_decay=s.weight_decay, foreach=True)
+        return torch.optim.SGD(self.params, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay, foreach=True)
+
+    def generator(self, purpose: str, *index: int) -> torch.Generator:
+        """Random numbers for one purpose; a function of the seed, the purpose and the index alone."""
+        return seeds.generator(self.seed, purpose, *index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) in float32."""
+        if self.settings.precision == "bf16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                out: Tensor = self._forward(x)
+        else:
+            out = self._forward(x)
+        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+
+    @torch.no_grad()
+    def forward_old(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of the network as it was when the last task ended."""
+        assert self.old is not None
+        out: Tensor = self.old(x)
+        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+
+    def snapshot(self) -> nn.Module:
+        """A frozen copy of the model in evaluation mode."""
+        made = copy.deepcopy(self.model).eval()
+        return made.requires_grad_(False)
+
+    def restart(self) -> None:
+        """Take the network back to its initial weights and statistics."""
+        self.model.load_state_dict(self._initial)
+
+    def views(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Stored samples (B, ...) as the network sees them: augmented with a generator, else only normalised."""
+        kind = self.stream.augment if self.settings.augment == "stream" else self.settings.augment
+        if generator is not None and kind != "none":
+            x = augment.augment(x, kind, generator)
+        return augment.normalise(x, self.stream.mean, self.stream.std)
+
+    def draw(self, key: str, step: int, size: int | None = None, task: int | None = None) -> Batch | None:
+        """A batch from memory, a function of the memory, the key and the step; None while it is empty."""
+        if self.memory is None or len(self.memory) == 0:
+            return None
+        generator = self.generator(f"memory {key}", step)
+        drawn = self.memory.draw(size or self.settings.memory_batch, generator, task=task)
+        if len(drawn.y) == 0:
+            return None
+        return Batch(self.views(drawn.x, generator), drawn.y, drawn.logits, drawn.task, drawn.slots)
+
+    def batches(self, purpose: str, *, augment: bool = False, limit: int | None = None) -> Iterator[Batch]:
+        """The data of this stage once, in a random order fixed by the purpose; at most ``limit`` samples."""
+        x = torch.cat([self.data[task][0] for task in self.stage_tasks])
+        y = torch.cat([self.data[task][1] for task in self.stage_tasks])
+        order = seeds.permutation(len(y), self.seed, purpose, self.task).to(self.device)[:limit]
+        size = max(self.settings.batch_size, 32)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            generator = self.generator(f"{purpose} views", self.task, start) if augment else None
+            task = torch.full((len(rows),), self.task, device=self.device)
+            yield Batch(self.views(x[rows], generator), y[rows], task=task, current=len(rows))
+
+    def begin_task(self) -> None:
+        """A task begins: its classes are seen, terms and rule are told."""
+        for task in self.stage_tasks:
+            self.seen |= self.task_columns[task]
+        self.current = self.task_columns[self.stage_tasks].any(0)
+        if self.settings.reset_optimizer:
+            self.optimizer.state.clear()
+        if self.stream.boundaries:
+            for term in self.objective.terms:
+                term.begin_task(self)
+            if self.rule is not None:
+                self.rule.begin_task(self)
+
+    def end_task(self) -> None:
+        """A task has ended: terms, rule and method are told, and a copy is kept if a term needs the old network."""
+        for term in self.objective.terms:
+            term.end_task(self)
+        if self.rule is not None:
+            self.rule.end_task(self)
+        self.method.end_task(self)
+        if self.needs_old:
+            self.old = self.snapshot()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves apart from the parameters."""
+        buffers = {name: b for name, b in self.model.named_buffers() if name in self.model.state_dict()}
+        return {
+            "buffers": buffers,
+            "optimizer": self.optimizer.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "objective": self.objective.state_dict(),
+            "rule": None if self.rule is None else self.rule.state_dict(),
+            "old": None if self.old is None else dict(self.old.state_dict()),
+            "seen": self.seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        with torch.no_grad():
+            known = dict(self.model.named_buffers())
+            for name, value in state["buffers"].items():
+                known[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
+        self.objective.load_state_dict(state["objective"])
+        if self.rule is not None:
+            self.rule.load_state_dict(state["rule"])
+        if state["old"] is not None:
+            self.old = self.snapshot()
+            self.old.load_state_dict(state["old"])
+        self.seen = state["seen"].to(self.device)
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's statistics and leaves its running ones alone."""
+    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for module in found:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.track_running_stats = True

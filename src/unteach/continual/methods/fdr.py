@@ -1,0 +1,48 @@
+"""Function distance regularisation (Benjamin et al. 2019): stay near the old network's probabilities on memory."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from unteach.continual.method import Form, Replay, methods, setting
+from unteach.continual.objective import Output, TaskLoss, Term, memory, probabilities, stored
+from unteach.core.bregman import Square
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+@methods.add("fdr")
+@dataclass(frozen=True, kw_only=True)
+class FDR(Replay):
+    """CE + α·‖softmax h - softmax z‖² on memory, z the logits of the network when the sample's task ended.
+
+    Samples of the current task are stored with the logits that they had when they entered, until the task ends.
+    The square makes it a Bregman divergence; Mammoth takes the norm itself, which is none.
+
+    Args:
+        alpha: weight.
+    """
+
+    name: ClassVar[str] = "fdr"
+    form: ClassVar[Form] = "exact"
+    boundaries: ClassVar[bool] = True
+    stores_logits: ClassVar[bool] = True
+
+    alpha: float = setting(1.0, low=0)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss and the distance between probabilities."""
+        return [TaskLoss(), Output(Square(), memory("a"), stored, self.alpha, space=probabilities)]
+
+    @torch.no_grad()
+    def end_task(self, learner: "Learner") -> None:
+        """Store the logits of the network as it is now, for this task's samples."""
+        kept = learner.memory
+        assert kept is not None
+        slots = (kept.task[: len(kept)] == learner.task).nonzero()[:, 0]
+        learner.model.eval()
+        for part in torch.split(slots, learner.settings.eval_batch):
+            kept.update_logits(part, learner.forward(learner.views(kept.x[part], None)))
+        learner.model.train()

@@ -1,0 +1,188 @@
+"""Laplace approximations of the posterior: diagonal and Kronecker-factored precision, added up over tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unteach.continual.method import Form, Method, methods, setting
+from unteach.continual.methods.ewc import FisherMethod
+from unteach.continual.objective import Anchor, TaskLoss, Term, View
+from unteach.core.curvature import Curvature, Diagonal
+from unteach.core.fisher import kronecker
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+class Precision(Anchor):
+    """½ (θ - θ_old)ᵀ Λ (θ - θ_old) / N with Λ = prior + Σ_tasks N_k F_k; per sample, as the task loss is.
+
+    With weight 1 the minimum is the maximum of the second-order posterior. Before the first task has ended the
+    quadratic is the prior's, around 0.
+    """
+
+    def __init__(self, method: "Laplace") -> None:
+        super().__init__(method.strength)
+        self.method, self.samples = method, 1
+
+    def begin_task(self, learner: "Learner") -> None:
+        """Count the samples; the first task's anchor is the prior's mean, 0."""
+        self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
+        if self.anchor is None:
+            prior = [torch.full_like(p, self.method.prior) for p in learner.params]
+            self.set([torch.zeros_like(p) for p in learner.params], prior)
+
+    def curvature(self) -> Curvature:
+        """A = diag Λ."""
+        assert self.importance is not None
+        return Diagonal(tuple(self.importance))
+
+    def value(self, view: View) -> Tensor | None:
+        """Shape ()."""
+        found = super().value(view)
+        return None if found is None else found / self.samples
+
+    def end_task(self, learner: "Learner") -> None:
+        """Add this task's precision and move the anchor."""
+        assert self.importance is not None
+        new = self.method.information(learner)
+        self.set(learner.params, [a + self.samples * f for a, f in zip(self.importance, new, strict=True)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anchor, precision, number of samples."""
+        return {**super().state_dict(), "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        super().load_state_dict(state)
+        self.samples = state["samples"]
+
+
+@methods.add("laplace")
+@dataclass(frozen=True, kw_only=True)
+class Laplace(FisherMethod):
+    """Online Laplace with a diagonal precision Λ = prior + Σ N_k F_k around the last weights.
+
+    Args:
+        strength: β; 1 is the second-order posterior.
+        prior: precision of the Gaussian prior around 0.
+    """
+
+    name: ClassVar[str] = "laplace"
+
+    strength: float = setting(1.0, low=0)
+    prior: float = setting(1.0, low=0)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss and the posterior's quadratic."""
+        return [TaskLoss(), Precision(self)]
+
+
+class Factors(Anchor):
+    """½ Σ_layers tr(ΔᵀG Δ A)·N/N_now + ½·prior·‖Δ‖², factors added up over tasks (Ritter et al. 2018, §3).
+
+    A sum of Kronecker products is not one; as is usual the factors are summed, each damped by ``damping``.
+    """
+
+    def __init__(self, method: "KroneckerLaplace") -> None:
+        super().__init__(method.strength)
+        self.method, self.samples = method, 1
+        self.factors: dict[str, list[Tensor]] = {}
+        self._plan: list[tuple[int, int | None, Tensor, Tensor]] | None = None
+
+    def begin_task(self, learner: "Learner") -> None:
+        """Count the samples."""
+        self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
+        if self._plan is None:
+            self._prepare(learner)
+
+    def _prepare(self, learner: "Learner") -> None:
+        place = {name: k for k, name in enumerate(learner.names)}
+        self._plan = [
+            (place[f"{layer}.weight"], place.get(f"{layer}.bias"), a, g) for layer, (a, g) in self.factors.items()
+        ]
+
+    def value(self, view: View) -> Tensor | None:
+        """Shape ()."""
+        if self.anchor is None:
+            return None
+        if self._plan is None:
+            self._prepare(view.learner)
+        assert self._plan is not None
+        delta = [p - a for p, a in zip(view.params, self.anchor, strict=True)]
+        total = 0.5 * self.method.prior * torch.stack([d.square().sum() for d in delta]).sum()
+        for weight, bias, a, g in self._plan:
+            total = total + 0.5 * kronecker_quadratic(delta[weight], None if bias is None else delta[bias], a, g)
+        return total / self.samples
+
+    @torch.no_grad()
+    def end_task(self, learner: "Learner") -> None:
+        """Add this task's factors and move the anchor."""
+        limit = self.method.fisher_samples or None
+        data = ((batch.x, batch.y) for batch in learner.batches("fisher", limit=limit))
+        with torch.enable_grad():
+            new = kronecker(
+                learner.model, data, kind=self.method.factor, generator=learner.generator("kfac", learner.task)
+            )
+        root = self.samples**0.5
+        for layer, (a, g) in new.items():
+            a, g = (m + self.method.damping * torch.eye(len(m), device=m.device) for m in (a, g))
+            old = self.factors.get(layer)
+            self.factors[layer] = [root * a, root * g] if old is None else [old[0] + root * a, old[1] + root * g]
+        self.anchor = [p.detach().clone() for p in learner.params]
+        self._plan = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anchor, factors, number of samples."""
+        return {"anchor": self.anchor, "factors": self.factors, "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        self.anchor, self.factors, self.samples = state["anchor"], dict(state["factors"]), state["samples"]
+        self._plan = None
+
+
+def kronecker_quadratic(weight: Tensor, bias: Tensor | None, a: Tensor, g: Tensor) -> Tensor:
+    """vec(Δ)ᵀ (G ⊗ A) vec(Δ) = tr(Δᵀ G Δ A) for Δ = [W b], shape ().
+
+    Args:
+        weight: (out, ...), flattened to (out, in).
+        bias: (out,), or None.
+        a: (in, in), or (in + 1, in + 1) with a bias.
+        g: (out, out).
+    """
+    wide = weight.flatten(1)
+    if bias is not None:
+        wide = torch.cat([wide, bias[:, None]], 1)
+    return (wide * (g @ wide @ a)).sum()
+
+
+@methods.add("kronecker-laplace")
+@dataclass(frozen=True, kw_only=True)
+class KroneckerLaplace(Method):
+    """Online Laplace with Kronecker-factored precision (Ritter et al. 2018); norm layers have the prior's alone.
+
+    Args:
+        strength: β.
+        prior: precision of a Gaussian around the last weights, of every weight.
+        damping: added to both factors' diagonals.
+        factor: whose labels: the model's own (all, or one drawn), or the true ones.
+        fisher_samples: at most so many samples of the task; 0 takes all.
+    """
+
+    name: ClassVar[str] = "kronecker-laplace"
+    form: ClassVar[Form] = "exact given the weights"
+    boundaries: ClassVar[bool] = True
+
+    strength: float = setting(1.0, low=0)
+    prior: float = setting(1.0, low=0)
+    damping: float = setting(1e-3, low=0)
+    factor: Literal["exact", "sampled", "empirical"] = "sampled"
+    fisher_samples: int = setting(1024, low=0)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss and the quadratic."""
+        return [TaskLoss(), Factors(self)]

@@ -1,0 +1,43 @@
+"""Learning without forgetting (Li and Hoiem 2016): the old network's answers on the new data."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from unteach.continual.method import Form, Method, methods, setting
+from unteach.continual.objective import Output, TaskLoss, Term, current, previous
+from unteach.core.bregman import LogSumExp
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+def old_classes(learner: "Learner") -> Tensor:
+    """Classes of the tasks before this one, bool (C,); they may come again, as on a domain-incremental stream."""
+    return learner.task_columns[: learner.stage_tasks[0]].any(0)
+
+
+@methods.add("lwf")
+@dataclass(frozen=True, kw_only=True)
+class LwF(Method):
+    """CE over the classes seen + α·D_{lse_T}(h, h_old) on the current batch, over old classes.
+
+    The old network sees the same augmented views. D carries the factor T², so α is Mammoth's α/T².
+
+    Args:
+        alpha: weight.
+        temperature: T.
+    """
+
+    name: ClassVar[str] = "lwf"
+    form: ClassVar[Form] = "exact up to a constant"
+    boundaries: ClassVar[bool] = True
+
+    alpha: float = setting(1.0, low=0)
+    temperature: float = setting(2.0, above=0)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss and distillation on the current batch."""
+        psi = LogSumExp(temperature=self.temperature)
+        return [TaskLoss(classes="seen"), Output(psi, current, previous, self.alpha, columns=old_classes)]

@@ -1,0 +1,315 @@
+"""Constraints on the gradient: A-GEM and GEM (memory), OGD and GPM (subspaces). Limits of the one objective.
+
+A-GEM's step is ER's with a weight that depends on the state, α_t = max(0, -<g, g_M>)/‖g_M‖²; OGD and GPM are the
+limit β → ∞ of quadratics whose curvature is the projector on a stored subspace (refresh.md §1.3).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from unteach.continual.method import Form, Method, Replay, Rule, methods, setting
+from unteach.continual.objective import Batch, TaskLoss, Term, View
+from unteach.core import seeds
+from unteach.core.surgery import agem
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Episodic(Replay):
+    """A memory of equally many samples of every task that has ended."""
+
+    form: ClassVar[Form] = "exact"
+    boundaries: ClassVar[bool] = True
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss."""
+        return [TaskLoss()]
+
+    def remember(self, view: View, x: Tensor) -> None:
+        """Nothing is kept before the task ends."""
+
+    def end_task(self, learner: "Learner") -> None:
+        """Keep a random share of the task's samples."""
+        assert learner.memory is not None
+        x, y = learner.data[learner.task]
+        share = max(1, self.buffer // len(learner.data))
+        rows = seeds.permutation(len(y), learner.seed, "episodic", learner.task)[:share].to(x.device)
+        learner.memory.insert(x[rows], y[rows], task=learner.task, step=learner.task)
+
+
+def _memory_gradient(view: View, batch: Batch) -> list[Tensor | None]:
+    out, allowed = view.output(batch), view.columns(batch)
+    loss = F.cross_entropy(out if allowed is None else out.masked_fill(~allowed, -torch.inf), batch.y)
+    return list(torch.autograd.grad(loss, view.learner.params, allow_unused=True))
+
+
+class _AGEM(Rule):
+    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        batch = view.draw("reference")
+        return gradients if batch is None else agem(gradients, _memory_gradient(view, batch))
+
+
+@methods.add("a-gem")
+@dataclass(frozen=True, kw_only=True)
+class AGEM(_Episodic):
+    """Averaged gradient episodic memory (Chaudhry et al. 2019): no step against the memory's gradient."""
+
+    name: ClassVar[str] = "a-gem"
+
+    def rule(self, learner: "Learner") -> Rule:
+        """Project where the two fight."""
+        return _AGEM()
+
+
+class _GEM(Rule):
+    def __init__(self, margin: float, size: int) -> None:
+        self.margin, self.size = margin, size
+
+    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        learner = view.learner
+        rows = []
+        for task in range(learner.task):
+            batch = learner.draw(f"gem {task}", view.index, self.size, task)
+            if batch is not None:
+                rows.append(_flat(_memory_gradient(view, batch), learner.params))
+        if not rows:
+            return gradients
+        g, memories = _flat(gradients, learner.params), torch.stack(rows)
+        if bool((memories @ g >= 0).all()):
+            return gradients
+        return _shaped(g + gem_multipliers(memories, g, self.margin) @ memories, gradients, learner.params)
+
+
+def gem_multipliers(memories: Tensor, g: Tensor, margin: float = 0.0) -> Tensor:
+    """The multipliers v (k,) of GEM's quadratic programme: min ½‖g + vᵀG‖² with v ≥ margin (Lopez-Paz 2017, eq. 12).
+
+    Args:
+        memories: G, (k, P), one gradient a task.
+        g: (P,).
+        margin: least multiplier.
+    """
+    gram = (memories @ memories.T).double().cpu()
+    gram += torch.eye(len(gram), dtype=gram.dtype) * (1e-9 * gram.diagonal().mean() + 1e-30)
+    root = torch.linalg.cholesky(gram)
+    linear = (memories @ g).double().cpu() + gram @ torch.full((len(gram),), margin, dtype=gram.dtype)
+    target = -torch.linalg.solve_triangular(root, linear[:, None], upper=False)[:, 0]
+    found, _ = nnls(root.T.numpy(), np.asarray(target))
+    return (torch.from_numpy(found) + margin).to(g)
+
+
+@methods.add("gem")
+@dataclass(frozen=True, kw_only=True)
+class GEM(_Episodic):
+    """Gradient episodic memory (Lopez-Paz and Ranzato 2017): no step against any old task's gradient.
+
+    Args:
+        margin: least multiplier; above 0 it favours old tasks.
+        samples: of each old task's memory a step.
+    """
+
+    name: ClassVar[str] = "gem"
+
+    margin: float = setting(0.0, low=0)
+    samples: int = setting(64, low=1)
+
+    def rule(self, learner: "Learner") -> Rule:
+        """Solve the quadratic programme where a constraint is broken."""
+        return _GEM(self.margin, self.samples)
+
+
+class _OGD(Rule):
+    """Orthonormal basis (P, k) of the gradients of true-class logits at the end of each task."""
+
+    def __init__(self, vectors: int) -> None:
+        self.vectors = vectors
+        self.basis: Tensor | None = None
+
+    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        if self.basis is None:
+            return gradients
+        g = _flat(gradients, view.learner.params)
+        return _shaped(g - self.basis @ (self.basis.T @ g), gradients, view.learner.params)
+
+    def end_task(self, learner: "Learner") -> None:
+        learner.model.eval()
+        columns = []
+        for batch in learner.batches("ogd", limit=self.vectors):
+            out = learner.forward(batch.x)
+            for value in out.gather(1, batch.y[:, None])[:, 0]:
+                found = torch.autograd.grad(value, learner.params, retain_graph=True, allow_unused=True)
+                columns.append(_flat(list(found), learner.params))
+        learner.model.train()
+        new = torch.stack(columns, 1)
+        least = 1e-5 * torch.linalg.vector_norm(new, dim=0).max()
+        known = new[:, :0] if self.basis is None else self.basis
+        for _ in range(2):  # twice is enough against rounding
+            new = new - known @ (known.T @ new)
+        q, r = torch.linalg.qr(new)
+        u, size, _ = torch.linalg.svd(r)  # columns of q alone would not do: later gradients may need a dependent one's
+        self.basis = torch.cat([known, q @ u[:, size > least]], 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"basis": self.basis}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.basis = state["basis"]
+
+
+@methods.add("ogd")
+@dataclass(frozen=True, kw_only=True)
+class OGD(Method):
+    """Orthogonal gradient descent, true-class logits (Farajtabar et al. 2020).
+
+    Keeps ``vectors`` gradients a task: memory of (parameters × vectors × tasks) numbers.
+
+    Args:
+        vectors: gradients kept a task.
+    """
+
+    name: ClassVar[str] = "ogd"
+    form: ClassVar[Form] = "limit"
+    boundaries: ClassVar[bool] = True
+
+    vectors: int = setting(40, low=1)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss."""
+        return [TaskLoss()]
+
+    def rule(self, learner: "Learner") -> Rule:
+        """Project off the stored gradients."""
+        return _OGD(self.vectors)
+
+
+class _GPM(Rule):
+    """Per layer an orthonormal basis (inputs, k) of the inputs it has seen."""
+
+    def __init__(self, threshold: float, samples: int) -> None:
+        self.threshold, self.samples = threshold, samples
+        self.bases: dict[str, Tensor] = {}
+
+    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        if not self.bases:
+            return gradients
+        edited: list[Tensor | None] = []
+        for name, g in zip(view.learner.names, gradients, strict=True):
+            basis = self.bases.get(name)
+            if g is None:
+                edited.append(None)
+            elif basis is None:
+                edited.append(torch.zeros_like(g))
+            else:
+                wide = g.flatten(1)
+                edited.append((wide - (wide @ basis) @ basis.T).view_as(g))
+        return edited
+
+    @torch.no_grad()
+    def end_task(self, learner: "Learner") -> None:
+        for name, inputs in layer_inputs(learner, self.samples).items():
+            self.bases[name] = extended(self.bases.get(name), inputs, self.threshold)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bases": self.bases}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.bases = dict(state["bases"])
+
+
+def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
+    """The basis with as many new directions as hold ``threshold`` of the inputs' energy together with it (GPM, eq. 9).
+
+    Args:
+        basis: (d, k), orthonormal, or None.
+        inputs: (d, n), columns.
+        threshold: in (0, 1].
+    """
+    total = inputs.square().sum()
+    known = inputs[:, :0] if basis is None else basis
+    rest = inputs - known @ (known.T @ inputs)
+    have = total - rest.square().sum()
+    u, s, _ = torch.linalg.svd(rest, full_matrices=False)
+    energy = have + s.square().cumsum(0)
+    need = 0 if have >= threshold * total else int((energy < threshold * total).sum()) + 1
+    rank = int((s > 1e-5 * total.sqrt()).sum())  # directions without energy need not be orthogonal to the known
+    return torch.cat([known, u[:, : min(need, rank)]], 1)
+
+
+def layer_inputs(learner: "Learner", samples: int) -> dict[str, Tensor]:
+    """Inputs of every linear and convolutional layer on the task's data: weight's name to (inputs, columns)."""
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, module in learner.model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+
+            def keep(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                x = args[0]
+                if isinstance(module, nn.Conv2d):
+                    kernel, stride = module.kernel_size, module.stride
+                    padding, dilation = module.padding, module.dilation
+                    assert not isinstance(padding, str)
+                    if module.groups > 1:
+                        return
+                    columns = F.unfold(x, kernel, dilation, padding, stride).transpose(0, 1).flatten(1)
+                    step = max(1, columns.shape[1] // (samples * 8))
+                    columns = columns[:, ::step]
+                else:
+                    columns = x.flatten(0, -2).T
+                found.setdefault(f"{name}.weight", []).append(columns)
+
+            handles.append(module.register_forward_pre_hook(keep))
+    learner.model.eval()
+    for batch in learner.batches("gpm", limit=samples):
+        learner.model(batch.x)
+    learner.model.train()
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts, 1) for name, parts in found.items() if name in learner.names}
+
+
+@methods.add("gpm")
+@dataclass(frozen=True, kw_only=True)
+class GPM(Method):
+    """Gradient projection memory (Saha et al. 2021): no change of a layer on the inputs it has seen.
+
+    After the first task biases, normalisation layers and grouped convolutions stay as they are (the paper has
+    none that move).
+
+    Args:
+        threshold: share of the inputs' energy that is protected.
+        samples: of a task, for the inputs.
+    """
+
+    name: ClassVar[str] = "gpm"
+    form: ClassVar[Form] = "limit"
+    boundaries: ClassVar[bool] = True
+
+    threshold: float = setting(0.97, above=0, high=1)
+    samples: int = setting(128, low=1)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The task loss."""
+        return [TaskLoss()]
+
+    def rule(self, learner: "Learner") -> Rule:
+        """Project off the stored inputs."""
+        return _GPM(self.threshold, self.samples)
+
+
+def _flat(gradients: Sequence[Tensor | None], params: Sequence[Tensor]) -> Tensor:
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(gradients, params, strict=True)]
+    )
+
+
+def _shaped(flat: Tensor, like: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+    parts = torch.split(flat, [p.numel() for p in params])
+    return [None if g is None else part.view_as(p) for part, g, p in zip(parts, like, params, strict=True)]

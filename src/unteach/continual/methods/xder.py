@@ -1,0 +1,61 @@
+"""X-DER (Boschini et al. 2022), as far as the one form allows."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from unteach.continual.method import Form, methods, setting
+from unteach.continual.methods.der import DERPlusPlus
+from unteach.continual.objective import Output, TaskLoss, Term, labels, memory, stored
+from unteach.core.bregman import LogSumExp, MeanSquare
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+@methods.add("x-der")
+@dataclass(frozen=True, kw_only=True)
+class XDER(DERPlusPlus):
+    """DER++ whose stored logits are kept up to date: when a task ends, each older sample gets that task's logits.
+
+    Inside the form: sq on memory with edited targets, cross-entropy on memory, the current batch's cross-entropy
+    over its own task's classes. Outside it, and left out: the contrastive preparation of future heads and the hinge
+    that keeps past and future logits below the present ones.
+
+    Args:
+        gamma: implanted logits are at most gamma × the stored logit of the sample's own class, or 0 where no factor
+            ≥ 0 brings them below it.
+    """
+
+    name: ClassVar[str] = "x-der"
+    form: ClassVar[Form] = "approximate"
+    boundaries: ClassVar[bool] = True
+
+    gamma: float = setting(0.85, low=0)
+
+    def terms(self, learner: "Learner") -> list[Term]:
+        """The masked task loss and DER++'s memory terms."""
+        return [
+            TaskLoss(classes="current"),
+            Output(MeanSquare(), memory("a"), stored, self.alpha),
+            Output(LogSumExp(), memory("b"), labels, self.beta),
+        ]
+
+    @torch.no_grad()
+    def end_task(self, learner: "Learner") -> None:
+        """Implant this task's logits into older samples, scaled below what they say of their own class."""
+        kept = learner.memory
+        assert kept is not None and kept.logits is not None
+        old = (kept.task[: len(kept)] != learner.task).nonzero()[:, 0]
+        learner.model.eval()
+        for part in torch.split(old, learner.settings.eval_batch):
+            new = learner.forward(learner.views(kept.x[part], None))[:, learner.current]
+            z = kept.logits[part].clone()
+            cap = self.gamma * z.gather(1, kept.y[part][:, None])
+            most = new.max(1, keepdim=True).values
+            lower = torch.where(most * cap > 0, cap / most, 0)  # both below 0: a factor above 1 lowers them
+            factor = torch.where(most > cap, lower, 1)
+            z[:, learner.current] = new * factor
+            kept.update_logits(part, z)
+        learner.model.train()

@@ -1,0 +1,113 @@
+"""One step of training as the terms of a method see it: the current batch, draws from memory, outputs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from unteach.continual.learner import Learner
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples as the network sees them.
+
+    Attributes:
+        x: (B, ...), float, augmented and normalised.
+        y: (B,), int64, labels in the whole head.
+        logits: (B, C), the network's outputs when each sample was stored; None where nothing was stored.
+        task: (B,), int64, the task each sample came with.
+        slots: (B,), int64, places in the memory; None for the current batch.
+        current: how many of the first samples are of the current batch.
+    """
+
+    x: Tensor
+    y: Tensor
+    logits: Tensor | None = None
+    task: Tensor | None = None
+    slots: Tensor | None = None
+    current: int = 0
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class View:
+    """One step as terms see it; made by the engine, forgotten after the step.
+
+    Attributes:
+        learner: the run.
+        batch: the current batch.
+        index: the step, from 0.
+        data_weight: factor on the current batch's task loss (re-weighting control).
+        passes: forward passes with a gradient so far.
+        last: logits (B, C) of the current batch from the latest pass, detached; what memory stores.
+    """
+
+    def __init__(self, learner: "Learner", batch: Batch, index: int, data_weight: float = 1.0) -> None:
+        self.learner, self.batch, self.index, self.data_weight = learner, batch, index, data_weight
+        self.passes = 0
+        self.last: Tensor | None = None
+        self._draws: dict[str, Batch | None] = {}
+        self._outputs: dict[int, tuple[Batch, Tensor]] = {}  # the batch is held, or its id could come again
+        self._old: dict[int, tuple[Batch, Tensor]] = {}
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The tensors that move, as they are now."""
+        return list(self.learner.params)
+
+    def draw(self, key: str = "a") -> Batch | None:
+        """A batch from memory, one a key and step, augmented anew; None while the memory is empty."""
+        if key not in self._draws:
+            self._draws[key] = self.learner.draw(key, self.index)
+        return self._draws[key]
+
+    def joined(self, key: str = "a") -> Batch:
+        """The current batch and a draw from memory behind each other; without memory, the current batch."""
+        name = f"joined {key}"
+        if name not in self._draws:
+            memory, now = self.draw(key), self.batch
+            whole = now
+            if memory is not None:
+                task = None if now.task is None or memory.task is None else torch.cat([now.task, memory.task])
+                whole = Batch(torch.cat([now.x, memory.x]), torch.cat([now.y, memory.y]), task=task, current=len(now.y))
+            self._draws[name] = whole
+        joined = self._draws[name]
+        assert joined is not None
+        return joined
+
+    def output(self, batch: Batch) -> Tensor:
+        """Logits (B, C), float32, with a graph; one pass a batch and position of the weights."""
+        if id(batch) in self._outputs:
+            known = self._outputs[id(batch)][1]
+        else:
+            known = self.learner.forward(batch.x)
+            self._outputs[id(batch)] = batch, known
+            self.passes += 1
+            if batch is self.batch:
+                self.last = known.detach()
+            elif batch.current and batch.current == len(self.batch):
+                self.last = known.detach()[: batch.current]
+        return known
+
+    def previous(self, batch: Batch) -> Tensor | None:
+        """Logits (B, C) of the network as it was when the last task ended; None in the first task."""
+        if self.learner.old is None:
+            return None
+        if id(batch) not in self._old:
+            self._old[id(batch)] = batch, self.learner.forward_old(batch.x)
+        return self._old[id(batch)][1]
+
+    def moved(self) -> None:
+        """The weights have moved: outputs are worked out anew."""
+        self._outputs.clear()
+
+    def columns(self, batch: Batch) -> Tensor | None:
+        """Columns of the head that a sample may use, bool (B, C); None for all. Only a task-incremental stream
+        masks: each sample sees the classes of its own task."""
+        if not self.learner.mask_training or batch.task is None:
+            return None
+        return self.learner.task_columns[batch.task]

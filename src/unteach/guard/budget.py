@@ -1,0 +1,85 @@
+"""Budgets of a mask: what a tensor costs, which tensors go together, and the exact projection onto a share."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unteach.diffusion.model import Model
+from unteach.errors import ConfigError
+
+Budget = Literal["tensors", "parameters", "flops"]
+Granularity = Literal["tensor", "module", "block"]
+
+
+def costs(model: Model, budget: Budget) -> dict[str, int]:
+    """Cost of each of the denoiser's tensors.
+
+    "flops" are the multiplications of its weight gradient in one backward pass on one image: parameters × places at
+    which the layer is applied (measured by one pass).
+    """
+    params = dict(model.denoiser.named_parameters())
+    if budget == "tensors":
+        return dict.fromkeys(params, 1)
+    if budget == "parameters":
+        return {name: value.numel() for name, value in params.items()}
+    places: dict[str, int] = {}
+    handles = []
+    for name, module in model.denoiser.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+
+            def count(module: nn.Module, _: object, out: Tensor, name: str = name) -> None:
+                size = out.shape[-2:].numel() if isinstance(module, nn.Conv2d) else out.shape[1:-1].numel()
+                places[name] = places.get(name, 0) + size
+
+            handles.append(module.register_forward_hook(count))
+    with torch.no_grad():
+        config = model.pipe.unet.config if hasattr(model.pipe, "unet") else None
+        side = config.sample_size if config is not None else 8
+        channels = config.in_channels if config is not None else 4
+        latents = torch.zeros(1, channels, side, side, dtype=model.dtype, device=model.device)
+        model.predict(latents, 0, model.encode([""]))
+    for handle in handles:
+        handle.remove()
+    return {name: value.numel() * places.get(name.rpartition(".")[0], 1) for name, value in params.items()}
+
+
+def groups(names: Sequence[str], granularity: Granularity) -> list[list[str]]:
+    """Names that share a logit, in order: each alone, those of a module, or those of a block of the U-Net."""
+    if granularity == "tensor":
+        return [[name] for name in names]
+    found: dict[str, list[str]] = {}
+    for name in names:
+        key = name.rpartition(".")[0]
+        if granularity == "block":
+            place = re.match(
+                r"((?:down_blocks|up_blocks)\.\d+\.(?:resnets|attentions)\.\d+|mid_block\.\w+\.\d+|[^.]+)", name
+            )
+            key = place.group(1) if place else key
+        found.setdefault(key, []).append(name)
+    return list(found.values())
+
+
+def projected(x: Tensor, weight: Tensor, rho: float, temperature: float) -> Tensor:
+    """Logits shifted together so that Σ w·sigmoid(x/T) = rho, by bisection.
+
+    Args:
+        x: logits, (G,).
+        weight: shares of the budget, (G,), summing to 1.
+        rho: in [0, 1]; 0 and 1 shift as far as sigmoid saturates.
+        temperature: T.
+    """
+    if not 0 <= rho <= 1:
+        raise ConfigError("rho is a share", found=rho)
+    wide, w = x.double(), weight.double()
+    low = -float(wide.max()) - 60 * temperature
+    high = -float(wide.min()) + 60 * temperature
+    for _ in range(200):
+        middle = (low + high) / 2
+        if float((w * torch.sigmoid((wide + middle) / temperature)).sum()) < rho:
+            low = middle
+        else:
+            high = middle
+    return (wide + (low + high) / 2).to(x)

@@ -1,0 +1,118 @@
+"""Settings of mask learning: the default ``freezeasguard``, and ``official`` with the released code's constants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from unteach.core.registry import Registry
+from unteach.core.settings import Settings, setting
+from unteach.core.settings import make as make_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeAsGuard(Settings):
+    """How a mask is learned (freezeasguard.md §1; defaults as recommended in §6.4).
+
+    Args:
+        rho: share to freeze.
+        budget: share of what: tensors, parameters, or FLOPs of weight gradients.
+        granularity: what one logit freezes: a tensor, a module, a block.
+        steps: publisher and user steps together.
+        interval: one publisher step, then ``interval`` - 1 user steps.
+        batch_size: samples of each publisher and user step, half illegal and half innocent.
+        temperature: T of the sigmoid.
+        start: logits at the start: all "equal", or "uniform" in [0, 1) (the released code).
+        logits: their precision.
+        normalise: divide the tensors' gradients by their root mean square at every step.
+        project: bring the mean of the mask back to rho exactly after every step; else the sparsity term does it.
+        sparsity: c, weight of (rho - mean m)² when there is no projection.
+        mask_rate: η_m.
+        mask_average: decay of a running mean of the mask's gradients; 0 takes each step's own.
+        user: the simulated user's optimiser.
+        user_rates: the pool of learning rates; one is drawn at each reset.
+        user_ranks: the pool of ranks; 0 is full fine-tuning, r keeps updates in a random subspace of r inputs.
+        reset_every: steps after which the user starts again from the relearned weights; 0 never.
+        unrolled: add the one-step term of §1.3.
+        relearn_steps: of the full fine-tuning before.
+        relearn_rate: its learning rate (AdamW).
+        balanced: half of each user batch is innocent; else samples are drawn from the pooled data.
+        patience: publisher steps that the hard mask must stay as it is to stop early; 0 never stops.
+        difference: precision of θ_pre - θ_ft.
+    """
+
+    kind: ClassVar[str] = "guard"
+    name: ClassVar[str] = "freezeasguard"
+
+    rho: float = setting(0.3, low=0, high=1)
+    budget: Literal["tensors", "parameters", "flops"] = "tensors"
+    granularity: Literal["tensor", "module", "block"] = "tensor"
+    steps: int = setting(200, low=1)
+    interval: int = setting(2, low=1)
+    batch_size: int = setting(32, low=2)
+    temperature: float = setting(0.2, above=0)
+    start: Literal["equal", "uniform"] = "equal"
+    logits: Literal["fp32", "bf16"] = "fp32"
+    normalise: bool = True
+    project: bool = True
+    sparsity: float = setting(0.0, low=0)
+    mask_rate: float = setting(0.02, above=0)
+    mask_average: float = setting(0.9, low=0, high=0.999)
+    user: Literal["adamw", "sgd"] = "adamw"
+    user_rates: tuple[float, ...] = (1e-4, 3e-4)
+    user_ranks: tuple[int, ...] = (0,)
+    reset_every: int = setting(50, low=0)
+    unrolled: bool = False
+    relearn_steps: int = setting(150, low=0)
+    relearn_rate: float = setting(3e-4, above=0)
+    balanced: bool = True
+    patience: int = setting(0, low=0)
+    difference: Literal["fp32", "bf16"] = "fp32"
+
+    def mistakes(self) -> list[str]:
+        """Empty pools, and a budget that nothing keeps."""
+        found = []
+        if not self.user_rates or not self.user_ranks:
+            found.append("user_rates and user_ranks need at least one entry each")
+        if any(rate <= 0 for rate in self.user_rates) or any(rank < 0 for rank in self.user_ranks):
+            found.append("user_rates are above 0 and user_ranks at least 0")
+        if not self.project and self.sparsity == 0:
+            found.append("without project=true the sparsity term must have a weight, or nothing keeps the budget")
+        return found
+
+
+presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
+"""Named settings of mask learning."""
+presets.add("official")(
+    (
+        "freezeasguard",
+        {
+            "interval": 5,
+            "batch_size": 16,
+            "start": "uniform",
+            "logits": "bf16",
+            "normalise": False,
+            "project": False,
+            "sparsity": 5e3,
+            "mask_rate": 10.0,
+            "mask_average": 0.0,
+            "user": "sgd",
+            "user_rates": (1e-5,),
+            "reset_every": 0,
+            "balanced": False,
+            "difference": "bf16",
+            "rho": 0.2,
+            "steps": 2001,
+        },
+    )
+)
+_known: Registry[type[FreezeAsGuard]] = Registry("guard")
+_known.add("freezeasguard")(FreezeAsGuard)
+
+
+def make(name: object = "freezeasguard", /, **settings: Any) -> FreezeAsGuard:
+    """The default or a preset, with ``settings`` laid over it.
+
+    Raises:
+        ConfigError: no such name, or wrong settings (all are listed).
+    """
+    return make_settings("guard", _known, presets, name, settings)

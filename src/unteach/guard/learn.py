@@ -1,0 +1,358 @@
+"""Learn what to freeze: the bilevel problem of FreezeAsGuard (freezeasguard.md §1), two weight sets in memory.
+
+The model holds the blend θ = m·θ_pre + (1 - m)·θ_ft; beside it stands the difference θ_pre - θ_ft. A publisher step
+moves the mask's logits along <θ_pre - θ_ft, dL_up/dθ>, L_up = (-L_illegal + L_innocent)/2; a user step moves θ_ft as
+a user would who trains on both. Gradients are used tensor by tensor, inside the backward pass, and dropped.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from unteach.core import masks, seeds, state
+from unteach.core.loop import Step
+from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.finetune import Finetune, finetune
+from unteach.diffusion.model import Model
+from unteach.errors import CheckpointError, NumericsError
+from unteach.guard.budget import costs, groups, projected
+from unteach.guard.config import FreezeAsGuard
+from unteach.guard.data import Batch, GuardData, draw, losses, pooled, upper
+from unteach.guard.user import User
+
+__all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn", "leave_one_out"]
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A learned mask.
+
+    Attributes:
+        frozen: names of the tensors to freeze, in the model's order.
+        scores: soft mask of every tensor in [0, 1]; higher is frozen first.
+        sizes: parameters of every tensor.
+        config: what made it.
+        seed: and from which seed.
+        steps: steps that were done.
+        log: one record a publisher step: mean mask, largest |g|, Jaccard with the hard mask a step before.
+        data: digests of the four data sets.
+    """
+
+    frozen: tuple[str, ...]
+    scores: dict[str, float]
+    sizes: dict[str, int]
+    config: FreezeAsGuard
+    seed: int
+    steps: int
+    log: list[dict[str, float]] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def share(self) -> tuple[float, float]:
+        """Frozen share of tensors and of parameters."""
+        total = sum(self.sizes.values())
+        return len(self.frozen) / len(self.sizes), sum(self.sizes[name] for name in self.frozen) / max(total, 1)
+
+
+class MaskLearner:
+    """The state of one run; :func:`learn` drives it. ``publisher`` and ``user`` are the two steps."""
+
+    def __init__(self, model: Model, config: FreezeAsGuard, seed: int) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.params = dict(model.denoiser.named_parameters())
+        self.names = list(self.params)
+        self.cost = costs(model, config.budget)
+        self.groups = groups(self.names, config.granularity)
+        self.of = {name: k for k, members in enumerate(self.groups) for name in members}
+        self.weight = torch.tensor([float(sum(self.cost[n] for n in g)) for g in self.groups])
+        self.weight = self.weight / self.weight.sum()
+        dtype = torch.float32 if config.logits == "fp32" else torch.bfloat16
+        count = len(self.groups)
+        if config.start == "equal":
+            self.x = torch.zeros(count, dtype=dtype)
+        else:
+            self.x = torch.rand(count, generator=seeds.generator(seed, "logits")).to(dtype)
+        if config.project:
+            self.x = projected(self.x, self.weight, config.rho, config.temperature)
+        self.average = torch.zeros(count)
+        self.difference: dict[str, Tensor] = {}
+        self.user_ = User(config, seed)
+
+    def mask(self) -> Tensor:
+        """m, one entry a group."""
+        return torch.sigmoid(self.x / self.config.temperature)
+
+    def blend(self, pre: Callable[[str], Tensor]) -> None:
+        """From θ_ft in the model and θ_pre as given: the difference, and the blend into the model."""
+        kind = torch.float32 if self.config.difference == "fp32" else torch.bfloat16
+        m = self.mask().float()
+        with torch.no_grad():
+            for name, value in self.params.items():
+                gap = (pre(name).to(value) - value).to(kind)
+                self.difference[name] = gap
+                value.add_(gap.to(value), alpha=float(m[self.of[name]]))
+
+    @contextmanager
+    def _each(self, use: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Inside, every tensor's gradient is handed to ``use`` in the backward pass, and dropped."""
+        handles = []
+        for name, value in self.params.items():
+            value.requires_grad_(True)
+
+            def hook(param: Tensor, name: str = name) -> None:
+                assert param.grad is not None
+                use(name, param.grad)
+                param.grad = None
+
+            handles.append(value.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for value in self.params.values():
+                value.requires_grad_(False)
+                value.grad = None
+
+    def publisher(self, illegal: Batch, innocent: Batch, step: Step) -> float:
+        """One step of the mask; returns the largest |<θ_pre - θ_ft, dL_up/dθ>| of a group. One batch may be empty."""
+        inner = torch.zeros(len(self.groups), dtype=torch.float64)
+        unrolled: dict[str, Tensor] = {}
+        if self.config.unrolled:
+            with self._each(lambda name, g: unrolled.__setitem__(name, g.clone())):
+                torch.autograd.backward(torch.cat(losses(self.model, [illegal, innocent], step, "look-ahead")).mean())
+        m = self.mask().double()
+
+        def use(name: str, g: Tensor) -> None:
+            k = self.of[name]
+            inner[k] += float((self.difference[name].to(g) * g).sum())
+            if name in unrolled:
+                inner[k] += self.user_.rate * float((1 - m[k]) * (unrolled[name] * g).sum())
+
+        with self._each(use):
+            torch.autograd.backward(upper(*losses(self.model, [illegal, innocent], step, "publisher")))
+        self.move(inner.float())
+        return float(inner.abs().max())
+
+    def move(self, inner: Tensor) -> None:
+        """Move the logits along the groups' inner products (), and the blend with the mask."""
+        c, before = self.config, self.mask()
+        if not bool(torch.isfinite(inner).all()):
+            raise NumericsError("the mask's gradient is not finite", fix="lower relearn_rate or user_rates")
+        if c.normalise:
+            self.average = c.mask_average * self.average + (1 - c.mask_average) * inner
+            g = self.average if c.mask_average else inner
+            x = self.x - c.mask_rate * g / g.square().mean().sqrt().clamp_min(1e-30)
+        else:
+            slope = (before * (1 - before) / c.temperature).float()
+            x = self.x - (c.mask_rate * inner * slope).to(self.x)
+            if c.sparsity:
+                gap = -2 * (c.rho - before.float().mean()) * slope / len(self.groups)
+                x = x - (c.sparsity * gap).to(self.x)
+        self.x = projected(x, self.weight, c.rho, c.temperature) if c.project else x.to(self.x)
+        change = (self.mask() - before).float()
+        with torch.no_grad():
+            for name, value in self.params.items():
+                value.add_(self.difference[name].to(value), alpha=float(change[self.of[name]]))
+
+    def user(self, batches: Sequence[Batch], step: Step) -> float:
+        """One step of the simulated user on the samples of all batches; returns the mean loss."""
+        m = self.mask().float()
+
+        def use(name: str, g: Tensor) -> None:
+            free = 1 - float(m[self.of[name]])
+            u = self.user_.update(name, g.detach())
+            with torch.no_grad():
+                self.difference[name].add_(u.to(self.difference[name]), alpha=free)
+                self.params[name].sub_(u, alpha=free * free)
+
+        with self._each(use):
+            loss = torch.cat(losses(self.model, batches, step, "user")).mean()
+            torch.autograd.backward(loss)
+        self.user_.count += 1
+        return float(loss.detach())
+
+    def hard(self) -> tuple[str, ...]:
+        """The tensors to freeze: exact budget with projection, else the mask rounded, as the released code does."""
+        if self.config.project:
+            sizes = {str(k): sum(self.cost[n] for n in g) for k, g in enumerate(self.groups)}
+            scores = {str(k): float(v) for k, v in enumerate(self.x)}
+            measure: masks.Measure = "parameters"
+            chosen = {int(k) for k in masks.by_score(scores, sizes, self.config.rho, measure)}
+        else:
+            chosen = {k for k, v in enumerate(self.mask().float().tolist()) if v > 0.5}
+        return tuple(name for name in self.names if self.of[name] in chosen)
+
+
+def learn(
+    model: Model,
+    data: GuardData,
+    config: FreezeAsGuard,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: bool = False,
+) -> Learned:
+    """Learn a mask for ``model.denoiser``; the model's weights are bit for bit as before on return.
+
+    Args:
+        model: what will be published.
+        data: disjoint data of both levels.
+        config: settings.
+        seed: root of all draws.
+        out: folder for θ_pre and the relearned weights (a temporary one when None); a relearning that was
+            interrupted goes on.
+        progress: show a bar while relearning.
+
+    Raises:
+        ConfigError, DataError: settings or data that do not fit.
+        NumericsError: something is not finite.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else out
+        pre_path = folder / "pre.safetensors"
+        own = dict(model.denoiser.named_parameters())
+        if pre_path.exists():
+            _check_same(pre_path, own)
+        else:
+            state.save(pre_path, {name: value.detach() for name, value in own.items()}, {"what": "weights to publish"})
+        try:
+            return _learn(model, data, config, seed, folder, pre_path, progress)
+        finally:
+            with torch.no_grad(), safe_open(pre_path, framework="pt") as before:
+                for name, value in own.items():
+                    value.requires_grad_(False)
+                    value.copy_(before.get_tensor(name))
+            model.weights_changed()
+
+
+def _learn(
+    model: Model, data: GuardData, c: FreezeAsGuard, seed: int, folder: Path, pre_path: Path, progress: bool
+) -> Learned:
+    learner = MaskLearner(model, c, seed)
+    both = [*data.illegal_user, *data.innocent_user]
+    sides = (list(data.illegal_user), list(data.innocent_user))
+
+    def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
+        return draw(both, step, "relearn", len(items))
+
+    finetune(
+        model,
+        drawn,
+        Finetune(steps=c.relearn_steps, batch_size=c.batch_size, learning_rate=c.relearn_rate),
+        seed=seed,
+        out=folder / "relearn",
+        data_id=state.fingerprint(data.digests()),
+        progress=progress,
+        label="relearn",
+    )
+    relearned = folder / "relearned.safetensors"
+    state.save(relearned, {name: value.detach() for name, value in learner.params.items()}, {"what": "relearned"})
+    with safe_open(pre_path, framework="pt") as pre:
+        learner.blend(pre.get_tensor)
+    log: list[dict[str, float]] = []
+    last, stable, done = set(learner.hard()), 0, 0
+    for index in range(c.steps):
+        step = Step(index, c.steps, seed)
+        done = index + 1
+        if c.reset_every and index and index % c.reset_every == 0:
+            _reset(learner, pre_path, relearned)
+        if index % c.interval == 0:
+            largest = learner.publisher(*_publisher_batches(data, c, step), step)
+            now = set(learner.hard())
+            overlap = jaccard(sorted(now), sorted(last))
+            log.append(
+                {
+                    "step": index + 1,
+                    "mean": float(learner.mask().float().mean()),
+                    "largest": largest,
+                    "jaccard": overlap,
+                }
+            )
+            stable, last = (stable + 1 if now == last else 0), now
+            if c.patience and stable >= c.patience:
+                break
+        elif c.balanced:
+            learner.user([draw(side, step, f"user {k}", c.batch_size // 2) for k, side in enumerate(sides)], step)
+        else:
+            learner.user([pooled(both, step, "user", c.batch_size)[:2]], step)
+    soft = learner.mask().float()
+    return Learned(
+        learner.hard(),
+        {name: float(soft[learner.of[name]]) for name in learner.names},
+        {name: value.numel() for name, value in learner.params.items()},
+        c,
+        seed,
+        done,
+        log,
+        data.digests(),
+    )
+
+
+def _publisher_batches(data: GuardData, c: FreezeAsGuard, step: Step) -> tuple[Batch, Batch]:
+    """The publisher's illegal and innocent samples: half and half, or as the pool gives them (§1.5: perhaps none)."""
+    if c.balanced:
+        half = c.batch_size // 2
+        illegal = draw(data.illegal_publisher, step, "illegal", half)
+        return illegal, draw(data.innocent_publisher, step, "innocent", half)
+    parts = [*data.illegal_publisher, *data.innocent_publisher]
+    latents, conditioning, which = pooled(parts, step, "publisher", c.batch_size)
+    bad = which < len(data.illegal_publisher)
+    rows = [bad.nonzero().flatten(), (~bad).nonzero().flatten()]
+    first, second = ((latents[r], conditioning.index(r)) for r in rows)
+    return first, second
+
+
+def _check_same(path: Path, params: Mapping[str, nn.Parameter]) -> None:
+    """Refuse a folder whose θ_pre is not this model: it would be written over the model at the end."""
+    stored, _ = state.load(path)
+    changed = [n for n, v in params.items() if n not in stored or not torch.equal(stored[n].to(v.device), v)]
+    if changed or len(stored) != len(params):
+        raise CheckpointError(
+            f"{path} holds the weights of another model", found=f"{len(changed)} tensors differ", fix="use a new folder"
+        )
+
+
+def _reset(learner: MaskLearner, pre_path: Path, relearned: Path) -> None:
+    """A new user: θ_ft is the relearned model again, under the mask of now; read tensor by tensor."""
+    with torch.no_grad(), safe_open(relearned, framework="pt") as start:
+        for name, value in learner.params.items():
+            value.copy_(start.get_tensor(name))
+    with safe_open(pre_path, framework="pt") as pre:
+        learner.blend(pre.get_tensor)
+    learner.user_.begin(learner.user_.life + 1)
+
+
+def jaccard(a: Sequence[str], b: Sequence[str]) -> float:
+    """Overlap of two masks: names in both over names in either; 1 for two empty ones."""
+    first, second = set(a), set(b)
+    return len(first & second) / len(first | second) if first | second else 1.0
+
+
+def leave_one_out(
+    model: Model,
+    relearned: Mapping[str, Tensor],
+    pre: Mapping[str, Tensor],
+    loss: Callable[[], float],
+) -> dict[str, float]:
+    """The slow oracle: how much L_up falls when one tensor alone goes back from θ_ft to θ_pre; higher is frozen first.
+
+    The model must hold ``relearned``; it does again on return.
+    """
+    params: dict[str, nn.Parameter] = dict(model.denoiser.named_parameters())
+    with torch.no_grad():
+        whole, found = loss(), {}
+        for name, value in params.items():
+            value.copy_(pre[name])
+            found[name] = whole - loss()
+            value.copy_(relearned[name])
+    if not all(math.isfinite(v) for v in found.values()):
+        raise NumericsError("the leave-one-out loss is not finite")
+    return found
