@@ -70,12 +70,16 @@ def summarise(folder: Path, config: str) -> dict[str, Any]:
     }
 
 
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def table(result: dict[str, Any]) -> str:
     """Hosts down, plug-ins across: mean accuracy of the host, and paired differences in points."""
     arms = result["arms"].values()
     plugins = list(dict.fromkeys(a["plug-in"] for a in arms if a["plug-in"] != ALONE))
     plugins.sort(key=lambda p: (p in CONTROLS, p))
-    lines = ["| host | alone, % | " + " | ".join(plugins) + " |", "|---|---|" + "---|" * len(plugins)]
+    lines = [_row(["host", "alone, %", *plugins]), "|" + "---|" * (2 + len(plugins))]
     for host in (a for a in arms if a["plug-in"] == ALONE):
         own = host[METRIC]
         cells = []
@@ -91,7 +95,7 @@ def table(result: dict[str, Any]) -> str:
             mark = {"better": " ▲", "worse": " ▼"}.get(gap["outcome"], "")
             cells.append(f"{100 * gap['mean']:+.1f}{mark}" + (f" ({lost} diverged)" if lost else ""))
         alone = "diverged" if own is None else f"{100 * own['mean']:.1f} ± {100 * (own['sd'] or 0):.1f}"
-        lines.append(f"| {host['method']} | {alone} | " + " | ".join(cells) + " |")
+        lines.append(_row([host["method"], alone, *cells]))
     return "\n".join(lines)
 
 

@@ -50,13 +50,15 @@ def test_the_method_of_the_guide_works(tmp_path: Path) -> None:
 
 
 def test_the_readme_example_runs(tmp_path: Path) -> None:
-    (source,) = blocks(ROOT / "README.md", "python")
+    source, learning = blocks(ROOT / "README.md", "python")
     # The same lines with the method that takes a second, in a folder of the test.
     assert '"doco-canvas"' in source and '"runs/' in source
     names: dict[str, object] = {}
     exec(source.replace('"doco-canvas"', '"uce"').replace('"runs/', f'"{tmp_path}/'), names)
     images = names["images"]
     assert isinstance(images, torch.Tensor) and images.shape == (2, 3, 32, 32)
+    exec(learning, names)
+    assert len(names["outcome"].record["rows"]) == 5  # type: ignore[attr-defined]
 
 
 def test_concepts_of_the_guide_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +10,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 
 from unteach.commands.options import Learn
-from unteach.continual import streams
+from unteach.continual import networks, streams
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
 from unteach.continual.method import AnyMethod, make
 from unteach.continual.metrics import matrix_of, summary
 from unteach.continual.plugin import Plugin, make_plugin
-from unteach.continual.stream import Stream, with_scenario
+from unteach.continual.stream import Scenario, Stream, with_scenario
 from unteach.core import state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
@@ -138,6 +139,7 @@ def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, p
     own_training = {**training, **dict(method.pop("training", None) or {})}
     label = str(method.pop("label", method.get("method")))
     plug_label = str(plugin.pop("label", plugin.get("plug-in")))
+    _check_stream(record)
     made = _method(method)
     named = None if plugin.get("plug-in") in ("none", None) else plugin
     if named is not None:
@@ -161,6 +163,23 @@ def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, p
             seed,
             label if named is None else f"{label}__{plug_label}",
         )
+
+
+def _check_stream(record: Mapping[str, Any]) -> None:
+    """The names of stream, options, scenario and network; whether the data is there is seen when it is read."""
+    name, network = str(record["stream"]), str(record.get("network") or "small-conv")
+    known = inspect.signature(streams.streams[name]).parameters
+    options = record.get("stream_options") or {}
+    problems = [
+        f"the stream '{name}' has no option '{key}' ({near(str(key), known)})" for key in options if key not in known
+    ]
+    scenario = record.get("scenario")
+    if scenario is not None and scenario not in get_args(Scenario):
+        problems.append(f"no scenario is called '{scenario}' ({near(str(scenario), get_args(Scenario))})")
+    if network not in networks.networks:
+        problems.append(f"no network is called '{network}' ({near(network, networks.networks)})")
+    if problems:
+        raise ConfigError.many(problems, where="the stream and the network")
 
 
 def _method(record: Mapping[str, Any]) -> AnyMethod:

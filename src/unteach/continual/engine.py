@@ -1,5 +1,6 @@
 """The engine: a network through a stream, under a method and a plug-in; the same call resumes bit for bit."""
 
+import copy
 import dataclasses
 import logging
 import time
@@ -20,7 +21,7 @@ from unteach.continual.plugin import Plugin, Running, make_plugin
 from unteach.continual.stream import Stream
 from unteach.core import seeds, state
 from unteach.core.loop import Loop, Step
-from unteach.errors import ConfigError
+from unteach.errors import ConfigError, NumericsError
 
 __all__ = ["Outcome", "learn", "learn_seeds", "methods", "plugins", "refresh"]  # importing these registers them
 
@@ -223,14 +224,19 @@ def learn(
 
 
 def learn_seeds(stream: Stream, method: AnyMethod | str, seeds: Sequence[int], **arguments: Any) -> list[Outcome]:
-    """:func:`learn` for several seeds; with ``out``, each in its own folder ``out/SEED``."""
+    """:func:`learn` for several seeds; with ``out``, each in its own folder ``out/SEED``.
+
+    A network that is given as a module is copied for each seed and left as it was.
+    """
     if not seeds:
         raise ConfigError("no seeds were given", fix="give at least one, such as [0, 1, 2]")
-    out = arguments.pop("out", None)
-    return [
-        learn(stream, method, seed=seed, out=None if out is None else Path(out) / str(seed), **arguments)
-        for seed in seeds
-    ]
+    out, network = arguments.pop("out", None), arguments.pop("network", "small-conv")
+    outcomes = []
+    for seed in seeds:
+        own = copy.deepcopy(network) if isinstance(network, nn.Module) else network
+        folder = None if out is None else Path(out) / str(seed)
+        outcomes.append(learn(stream, method, network=own, seed=seed, out=folder, **arguments))
+    return outcomes
 
 
 class _Run:
@@ -243,6 +249,7 @@ class _Run:
         self.entered = -1
         self.x: Tensor = torch.empty(0)
         self.y: Tensor = torch.empty(0)
+        self.t: Tensor = torch.empty(0)
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def step(self, step: Step) -> dict[str, Tensor | float]:
@@ -279,6 +286,7 @@ class _Run:
         learner.task, learner.stage_tasks = stage.tasks[-1], list(stage.tasks)
         self.x = torch.cat([learner.data[task][0] for task in stage.tasks])
         self.y = torch.cat([learner.data[task][1] for task in stage.tasks])
+        self.t = torch.cat([torch.full_like(learner.data[task][1], task) for task in stage.tasks])
         self.order = (-1, torch.empty(0))
         learner.model.train()
         if anew:
@@ -304,12 +312,17 @@ class _Run:
         if not learner.stream.boundaries:
             learner.seen[y] = True
         generator = learner.generator("views", index)
-        task = torch.full((len(rows),), learner.task, device=learner.device)
-        return Batch(learner.views(x, generator), y, task=task, current=len(rows)), x
+        return Batch(learner.views(x, generator), y, task=self.t[rows], current=len(rows)), x
 
     def _leave(self, stage: _Stage) -> None:
         learner, done = self.learner, self.done
         begin = time.perf_counter()
+        if not all(bool(torch.isfinite(p).all()) for p in learner.params):
+            raise NumericsError(
+                f"the weights are not finite after task {stage.tasks[-1] + 1}",
+                found=f"'{learner.method.label}' at learning rate {learner.lr:g}",
+                fix="lower the learning rate or the strength of the method, or clip the gradient",
+            )
         if learner.stream.boundaries:
             learner.end_task()
             if self.running is not None:

@@ -37,6 +37,8 @@ class Training(Settings):
         augment: views while training; "stream" takes the stream's own.
         head: classes an evaluation may answer: "seen" so far (Mammoth now), or "all" (the refresh code).
         precision: "bf16" runs the network under autocast.
+        channels_last: keep images and convolutions with channels innermost, which is faster on most machines (other
+            rounding, so other bits).
         compile: compile the network (worth it on a GPU).
         eval_batch: samples a batch when evaluating.
     """
@@ -59,6 +61,7 @@ class Training(Settings):
     head: Literal["seen", "all"] = "seen"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    channels_last: bool = True
     eval_batch: int = setting(512, low=1)
 
 
@@ -84,6 +87,9 @@ class Learner:
         self.stream, self.method, self.settings, self.seed, self.device = stream, method, settings, seed, device
         self.classes = stream.classes
         self.network = network.to(device)
+        self.channels_last = settings.channels_last and len(stream.shape) == 3 and stream.shape[0] < 64
+        if self.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = method.wrap(self.network)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names, self.params = [name for name, _ in named], [p for _, p in named]
@@ -152,7 +158,8 @@ class Learner:
         kind = self.stream.augment if self.settings.augment == "stream" else self.settings.augment
         if generator is not None and kind != "none":
             x = augment.augment(x, kind, generator)
-        return augment.normalise(x, self.stream.mean, self.stream.std)
+        seen = augment.normalise(x, self.stream.mean, self.stream.std)
+        return seen.contiguous(memory_format=torch.channels_last) if self.channels_last else seen
 
     def draw(self, key: str, step: int, size: int | None = None, task: int | None = None) -> Batch | None:
         """A batch from memory, a function of the memory, the key and the step; None while it is empty."""
@@ -181,7 +188,7 @@ class Learner:
         for task in self.stage_tasks:
             self.seen |= self.task_columns[task]
         self.current = self.task_columns[self.stage_tasks].any(0)
-        if self.settings.reset_optimizer:
+        if self.settings.reset_optimizer and self.stream.boundaries:
             self.optimizer.state.clear()
         if self.stream.boundaries:
             for term in self.objective.terms:

@@ -92,7 +92,7 @@ class ICaRL(Replay):
         if kept is None or len(kept) == 0:
             return None
         phi, held = _features(learner, kept.x[: len(kept)]), kept.y[: len(kept)]
-        sums = torch.zeros(learner.classes, phi.shape[1], device=phi.device).index_add_(0, held, phi)
+        sums = phi.new_zeros(learner.classes, phi.shape[1]).index_add_(0, held, phi)
         means = F.normalize(sums, dim=1)
         distance = torch.cdist(F.normalize(features(learner.network, x)[1], dim=1), means)
         return -distance.masked_fill(~torch.isin(torch.arange(learner.classes, device=x.device), held), torch.inf)

@@ -50,8 +50,8 @@ class XDER(DERPlusPlus):
         old = (kept.task[: len(kept)] != learner.task).nonzero()[:, 0]
         learner.model.eval()
         for part in torch.split(old, learner.settings.eval_batch):
-            new = learner.forward(learner.views(kept.x[part], None))[:, learner.current]
             z = kept.logits[part].clone()
+            new = learner.forward(learner.views(kept.x[part], None))[:, learner.current].to(z)
             cap = self.gamma * z.gather(1, kept.y[part][:, None])
             most = new.max(1, keepdim=True).values
             lower = torch.where(most * cap > 0, cap / most, 0)  # both below 0: a factor above 1 lowers them
