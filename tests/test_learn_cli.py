@@ -233,3 +233,19 @@ def test_papers_runs_have_the_papers_settings() -> None:
     assert by_label["der++ 500"].method == {"method": "der++", "buffer": 500, "alpha": 0.2, "beta": 0.5}
     assert by_label["er 200"].training["lr"] == 0.1 and by_label["er 200"].method["concatenated"]
     assert found["paper-cifar100"][0].training["milestones"] == [35, 45]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seeds": 3}, "'seeds' must be a list"),
+        ({"seeds": [True]}, "whole numbers"),
+        ({"methods": [3]}, "names or tables"),
+        ({"training": [1]}, "table of settings"),
+        ({"methods": [{"method": "er", "label": "a b"}, {"method": "er", "label": "ab"}]}, "same name"),
+        ({"methods": [{"method": "er", "label": "a__b"}]}, "must not hold"),
+    ],
+)
+def test_what_is_not_a_grid_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=what):
+        load_plan(Path(config(tmp_path, **changes)), Learn())

@@ -160,11 +160,14 @@ def herded(phi: Tensor, count: int) -> list[int]:
     return picks
 
 
-def nearest_mean(phi: Tensor, kept: Tensor, labels: Tensor) -> list[int]:
-    """The class whose mean of unit features (brought to length 1) is nearest to each row's unit feature."""
-    known = sorted(set(labels.tolist()))
-    means = {c: unit(torch.stack([unit(v) for v in kept[labels == c]]).mean(0)) for c in known}
-    return [min(known, key=lambda c: float((unit(v) - means[c]).norm())) for v in phi]
+def to_means(phi: Tensor, kept: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Distances (B, classes) of unit features from each class's mean of unit features (brought to length 1)."""
+    found = torch.full((len(phi), classes), math.inf, dtype=phi.dtype)
+    for c in set(labels.tolist()):
+        mu = unit(torch.stack([unit(v) for v in kept[labels == c]]).mean(0))
+        for i, v in enumerate(phi):
+            found[i, c] = (unit(v) - mu).norm()
+    return found
 
 
 # ---- quadratics around old weights ----

@@ -5,6 +5,7 @@ import functools
 import inspect
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -108,13 +109,15 @@ def load_plan(path: Path | None, options: Learn) -> Plan:
         "seeds": list(options.seeds) if options.seeds else None,
     }
     record |= {key: value for key, value in given.items() if value is not None}
+    if not record.get("stream"):
+        raise ConfigError("no stream was named", fix=f"--stream one of {', '.join(streams.streams.names())}")
+    if wrong := list(_misshapen(record)):
+        raise ConfigError.many(wrong, where="the grid of runs")
+    if not record.get("methods"):
+        raise ConfigError("no methods were named", fix="--methods er der++ ...; see: unteach list learners")
     training = dict(record.get("training") or {})
     if options.epochs is not None:
         training["epochs"] = options.epochs
-    if not record.get("stream"):
-        raise ConfigError("no stream was named", fix=f"--stream one of {', '.join(streams.streams.names())}")
-    if not record.get("methods"):
-        raise ConfigError("no methods were named", fix="--methods er der++ ...; see: unteach list learners")
     jobs, problems = [], []
     for method in record["methods"]:
         for plugin in record.get("plugins") or ["none"]:
@@ -124,12 +127,30 @@ def load_plan(path: Path | None, options: Learn) -> Plan:
                 problems.append(str(error))
     if problems:
         raise ConfigError.many(list(dict.fromkeys(problems)), where="the grid of runs")
-    double = {job.label for job in jobs if sum((j.label, j.seed) == (job.label, job.seed) for j in jobs) > 1}
+    places = Counter(job.folder(Path()) for job in jobs)
+    double = {job.label for job in jobs if places[job.folder(Path())] > 1}
     if double:
         raise ConfigError(
             "two runs would have the same name", found=", ".join(sorted(double)), fix="give one of them a 'label'"
         )
     return Plan(tuple(jobs), str(record.get("title") or ""))
+
+
+def _misshapen(record: Mapping[str, Any]) -> Iterator[str]:
+    """What is not a list, a table, a name or a whole number where it should be one."""
+    for key in ("methods", "plugins", "seeds"):
+        items = record.get(key)
+        if items is None:
+            continue
+        if not isinstance(items, list | tuple):
+            yield f"'{key}' must be a list, found {items!r}"
+        elif key == "seeds":
+            yield from (f"seeds are whole numbers, found {x!r}" for x in items if type(x) is not int)
+        else:
+            yield from (f"'{key}' holds names or tables, found {x!r}" for x in items if not isinstance(x, str | dict))
+    for key in ("training", "stream_options", "network_options"):
+        if not isinstance(record.get(key) or {}, dict):
+            yield f"'{key}' must be a table of settings, found {record[key]!r}"
 
 
 def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, plugin: Any) -> Iterator[Job]:
@@ -148,8 +169,8 @@ def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, p
     if named is not None and made.form == "outside":
         return
     seeds = record.get("seeds") or [0]
-    if not all(isinstance(seed, int) for seed in seeds):
-        raise ConfigError("seeds are whole numbers", found=seeds)
+    if any("__" in name for name in (label, plug_label)):
+        raise ConfigError("a label must not hold '__'", found=f"{label}, {plug_label}")
     for seed in seeds:
         yield Job(
             str(record["stream"]),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from unteach.continual import methods, networks, plugins, refresh
 from unteach.continual.evaluation import Evaluation, evaluate
 from unteach.continual.learner import Learner, Training, frozen_statistics
-from unteach.continual.method import AnyMethod, make
+from unteach.continual.method import AnyMethod, Method, make
 from unteach.continual.objective import Batch, Loss, View
 from unteach.continual.plugin import Plugin, Running, make_plugin
+from unteach.continual.refresh import Refresh
 from unteach.continual.stream import Stream
 from unteach.core import seeds, state
 from unteach.core.loop import Loop, Step
@@ -104,6 +105,8 @@ class _Host:
         for param, gradient in zip(self.params, gradients, strict=True):
             param.grad = gradient
         if learner.settings.clip:
+            if learner.watchers:  # they are told the gradients, not what is left of them
+                gradients = [None if g is None else g.clone() for g in gradients]
             nn.utils.clip_grad_norm_(self.params, learner.settings.clip)
         learner.optimizer.step()
         for param in self.params:
@@ -173,7 +176,7 @@ def learn(
     method = make(method) if isinstance(method, str) else method
     plugin = make_plugin(plugin) if isinstance(plugin, str) else plugin
     training = training or Training()
-    _fits(stream, method, training)
+    _fits(stream, method, training, plugin)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = networks.build(network, stream.shape, stream.classes, seed, **dict(options or {}))
     if plugin is not None:
@@ -355,7 +358,7 @@ def _stages(learner: Learner) -> Iterator[_Stage]:
         yield stage
 
 
-def _fits(stream: Stream, method: AnyMethod, training: Training) -> None:
+def _fits(stream: Stream, method: AnyMethod, training: Training, plugin: Plugin | None) -> None:
     """Refuse what cannot work before anything is trained."""
     problems = []
     if not stream.boundaries and method.boundaries:
@@ -364,6 +367,11 @@ def _fits(stream: Stream, method: AnyMethod, training: Training) -> None:
         )
     if stream.scenario in ("online", "general") and training.epochs > 1:
         problems.append(f"a stream of scenario '{stream.scenario}' is seen once, found epochs = {training.epochs}")
+    wrapped = isinstance(method, Method) and type(method).wrap is not Method.wrap
+    if wrapped and isinstance(plugin, Refresh) and plugin.gamma and plugin.preconditioner != "none":
+        problems.append(
+            f"'{method.name}' has no Fisher information of its weights for '{plugin.name}': use preconditioner='none'"
+        )
     if problems:
         raise ConfigError.many(problems, where="the run")
 

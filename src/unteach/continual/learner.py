@@ -141,7 +141,11 @@ class Learner:
     def forward_old(self, x: Tensor) -> Tensor:
         """Logits (B, C) of the network as it was when the last task ended."""
         assert self.old is not None
-        out: Tensor = self.old(x)
+        if self.settings.precision == "bf16":
+            with torch.autocast(self.device.type, torch.bfloat16):
+                out: Tensor = self.old(x)
+        else:
+            out = self.old(x)
         return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 
     def snapshot(self) -> nn.Module:
@@ -185,8 +189,8 @@ class Learner:
 
     def begin_task(self) -> None:
         """A task begins: its classes are seen, terms and rule are told."""
-        for task in self.stage_tasks:
-            self.seen |= self.task_columns[task]
+        if self.stream.boundaries:  # else classes are seen as their samples come
+            self.seen |= self.task_columns[self.stage_tasks].any(0)
         self.current = self.task_columns[self.stage_tasks].any(0)
         if self.settings.reset_optimizer and self.stream.boundaries:
             self.optimizer.state.clear()

@@ -176,14 +176,15 @@ def load_private(path: Path | str, *, password: bytes | None = None) -> "Ed25519
     ed25519, forms = _crypto()
     data = _read(Path(path))
     try:
-        key: Ed25519PrivateKey = forms.load_pem_private_key(data, password)
+        key: Any = forms.load_pem_private_key(data, password)
     except TypeError as error:  # cryptography's way to say that a password is missing, or is not needed
         raise ConfigError(f"the private key {path} needs another password", found=error) from error
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a private key", found=str(error)[:120]) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise CheckpointError(f"{path} is not an Ed25519 key", found=type(key).__name__, fix="make one with 'keygen'")
-    return key
+    private: Ed25519PrivateKey = key
+    return private
 
 
 def load_public(path: Path | str) -> "Ed25519PublicKey":
@@ -195,14 +196,15 @@ def load_public(path: Path | str) -> "Ed25519PublicKey":
     ed25519, forms = _crypto()
     data = _read(Path(path))
     try:
-        key: Ed25519PublicKey = forms.load_pem_public_key(data)
+        key: Any = forms.load_pem_public_key(data)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a public key", found=str(error)[:120], fix="give the publisher's PEM file"
         ) from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise CheckpointError(f"{path} is not an Ed25519 key", found=type(key).__name__)
-    return key
+    public: Ed25519PublicKey = key
+    return public
 
 
 def _crypto() -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """What a check against a freeze manifest found."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -84,7 +85,7 @@ class Verdict:
         """Plain data for JSON."""
         findings = [asdict(finding) for finding in self.findings]
         for finding in findings:  # JSON has no infinity
-            if finding["largest"] is not None and finding["largest"] > 1.8e308:
+            if finding["largest"] == math.inf:
                 finding["largest"] = "infinite"
         return {"outcome": self.outcome, "exit_code": self.exit_code, **asdict(self), "findings": findings}
 
