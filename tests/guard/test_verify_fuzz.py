@@ -1,4 +1,4 @@
-"""Whatever a file holds, verify answers with a verdict or an error of ours; it never crashes, hangs or runs anything."""
+"""Whatever a file holds, verify gives a verdict or an error of ours; it never crashes, hangs or runs anything."""
 
 import json
 import os
@@ -277,7 +277,7 @@ def test_an_index_names_files_beside_it_alone(tmp_path: Path, place: Path, trick
     assert verdict is not None and verdict.outcome == "conform"
     (tmp_path / "base.safetensors").write_bytes(GOOD)
     index(folder, {"conv.weight": trick})
-    with pytest.raises(CheckpointError, match="index.json' names a file"):
+    with pytest.raises(CheckpointError, match=r"index\.json' names a file"):
         verify(place / "base.safetensors", folder, place / "manifest.json")
 
 
@@ -337,9 +337,7 @@ def test_pipes_devices_and_folders_do_not_hang(tmp_path: Path, place: Path) -> N
     verdict = run(place, folder)
     assert verdict is not None and verdict.outcome == "conform"
     for path in (Path("/dev/zero"), Path("/dev/null"), folder / "m\0"):
-        with pytest.raises((UnteachError, AssertionError)):
-            verify(place / "base.safetensors", path, place / "manifest.json").findings[0].outcome == "x"
-            raise AssertionError
+        assert run(place, path) is None
 
 
 def test_endless_folders_are_refused(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
