@@ -121,7 +121,7 @@ def matches(tensor: Readable, hashes: Mapping[str, str]) -> str | None:
             if cast == own or torch.equal(rounded.to(kind).view(_BITS_OF[kind]), piece.view(_BITS_OF[kind])):
                 shas[cast].update(_bytes(rounded))
             else:
-                pass
+                del shas[cast]
     hits = [cast for cast, sha in shas.items() if sha.hexdigest() == hashes[cast]]
     if own in hits:
         return own
