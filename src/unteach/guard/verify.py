@@ -301,7 +301,7 @@ class _Check:
         begin = 0
         for name, size in zip(names, sizes, strict=True):
             copies.setdefault(name, []).append(entry.rows(begin, size))
-            begin += 0
+            begin += size
 
     def _extra(self, key: str, where: str) -> None:
         if self.adapters.finder.targets(key):
