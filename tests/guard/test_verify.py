@@ -1,6 +1,7 @@
 """Verify passes who kept to the manifest and catches who did not; what it cannot know it says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,14 @@ def test_a_single_file_in_compvis_names(w: World) -> None:
     only(check(w, w.file(clip)), "uncompared", "undecidable")
 
 
+def test_a_part_in_a_single_file_that_the_base_has_not(w: World) -> None:
+    file = w.file(single(w, moved(w)))
+    bare = w.copy("bare")
+    shutil.rmtree(bare / "vae")
+    only(verify(bare, file, w.manifest), "component", "violates")
+    only(verify(bare / "unet", file, w.manifest), "uncompared", "undecidable")
+
+
 def fuse(tensors: dict[str, torch.Tensor], attention: str, parts: str) -> None:
     weights = [tensors.pop(f"{attention}.to_{part}.weight") for part in parts]
     tensors[f"{attention}.to_{parts}.weight"] = torch.cat(weights)
@@ -266,6 +275,7 @@ def test_renamed_removed_and_added_tensors(w: World) -> None:
     shutil.rmtree(w.folder / "candidate")
     added = w.changed(lambda t: t.update({"conv_in.gate": torch.ones(1)}))
     only(check(w, added), "extra", "violates", "conv_in.gate")
+    only(check(w, w.file({**w.tensors, "betas": torch.ones(3)})), "extra", "violates", "betas")  # CompVis has that
     adapter = {f"{FREE}.lora_A.weight": torch.ones(1, 16)}
     only(check(w, w.file({**w.tensors, **adapter})), "adapter", "violates")
 
@@ -298,6 +308,18 @@ def test_other_components(w: World) -> None:
     path = w.copy("missing")
     shutil.rmtree(path / "vae")
     conforms(check(w, path))
+
+
+def test_other_components_rounded_or_in_part(w: World) -> None:
+    for part, file in (("text_encoder", "model.safetensors"), ("vae", "diffusion_pytorch_model.safetensors")):
+        tensors = load_file(w.base / part / file)
+        for dtype in (torch.float16, torch.bfloat16):
+            path = w.copy(f"{part}-{dtype}")
+            save_file({name: tensor.to(dtype).to(tensor.dtype) for name, tensor in tensors.items()}, path / part / file)
+            conforms(check(w, path))
+        tensors.pop(next(name for name in tensors if name.endswith("weight")))
+        save_file(tensors, path / part / file)
+        only(check(w, path), "component", "violates")
 
 
 def test_components_without_a_base_to_compare_with(w: World) -> None:
@@ -556,6 +578,22 @@ def test_what_a_verdict_says(w: World) -> None:
     assert content["policy"] == w.manifest.policy and content["manifest"] == w.manifest.digest()
     lines = verdict.text(most=2).splitlines()
     assert lines[0] == "VIOLATES" and "100.00%" in lines[1] and "and 1 more" in lines[3]
+
+
+def test_the_commands_of_the_page(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "guard-verify.md"
+    publish, judge = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(w.folder)
+    shutil.copytree(w.base, "model")
+    exec(publish, {"frozen": list(HELD), "scores": dict.fromkeys(HELD, 0.5)})
+    for name in ("freeze-manifest.json", "freeze-manifest.sig.json"):
+        shutil.copy(f"model/{name}", name)
+    shutil.copytree("model", "base")
+    shutil.copytree("model", "upload")
+    names: dict[str, Any] = {}
+    exec(judge, names)
+    conforms(names["verdict"])
+    assert names["verdict"].policy == "no-twemoji-1" and names["verdict"].signed_by
 
 
 # ------------------------------------------------------------------------------------------- memory

@@ -55,7 +55,7 @@ class FreezeAsGuard(Settings):
     normalise: bool = True
     project: bool = True
     sparsity: float = setting(0.0, low=0)
-    mask_rate: float = setting(0.02, above=0)
+    mask_rate: float = setting(0.005, above=0)
     mask_average: float = setting(0.9, low=0, high=0.999)
     user: Literal["adamw", "sgd"] = "adamw"
     user_rates: tuple[float, ...] = (1e-4, 3e-4)

@@ -1,0 +1,95 @@
+"""Sweeps: every cell, the unprotected model beside each, going on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.guard import sets
+
+from unteach.attack import sweep as module
+from unteach.attack.curve import Curve
+from unteach.attack.relearn import relearn
+from unteach.attack.sweep import UNPROTECTED, sweep
+from unteach.diffusion import Model
+from unteach.diffusion.examples import Examples
+from unteach.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return sets.tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def grid(tiny: Model) -> dict[str, Any]:
+    names = [name for name, _ in tiny.denoiser.named_parameters()]
+    return {
+        "data": sets.examples(tiny, "attack", sets.ILLEGAL, 3),
+        "probes": {"illegal": sets.examples(tiny, "illegal", sets.ILLEGAL, 2, " probe")},
+        "masks": {"half": names[::2], "none": []},
+        "steps": (1, 3),
+        "learning_rates": (1e-3, 3e-3),
+        "batch_size": 2,
+        "draws": 1,
+    }
+
+
+def test_a_sweep_is_its_attacks_and_goes_on(
+    tiny: Model, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Curve:
+        calls.append(kwargs)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return relearn(*args, **kwargs)
+
+    monkeypatch.setattr(module, "relearn", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tiny, out=tmp_path, honoured=(True, False), **grid)
+    assert len(list(tmp_path.glob("*.json"))) == 3
+    ticks: list[tuple[int, int]] = []
+    records = sweep(tiny, out=tmp_path, honoured=(True, False), on_cell=lambda *n: ticks.append(n), **grid)
+    # 2 modes x 2 rates x (unprotected, half kept, half ignored; "none" kept is the unprotected cell, ignored is not)
+    assert len(calls) == 4 + 16 - 3 and len(list(tmp_path.glob("*.json"))) == 16
+    assert ticks[-1] == (20, 20) and len(records) == 20
+    monkeypatch.setattr(module, "relearn", None)  # all is there: nothing runs
+    assert sweep(tiny, out=tmp_path, honoured=(True, False), **grid) == records
+    for place in range(4):
+        plain, kept, ignored, none, _ = records[5 * place : 5 * place + 5]
+        assert plain["mask"] == UNPROTECTED and plain["at"] == [0, 1, 3]
+        assert plain["recovery"]["illegal"][2] in (1.0, None)
+        assert ignored["losses"] == plain["losses"] == none["losses"] != kept["losses"]
+        assert kept["honoured"] and not ignored["honoured"] and kept["frozen_tensors"] == 61
+    direct = relearn(
+        tiny, grid["data"], frozen=grid["masks"]["half"], steps=3, learning_rate=1e-3, evaluate_at=(1,),
+        probes=grid["probes"], batch_size=2, draws=1,
+    )  # fmt: skip
+    assert direct.to_dict()["losses"] == records[1]["losses"]
+
+
+def test_damaged_and_foreign_cells_are_refused(tiny: Model, grid: dict[str, Any], tmp_path: Path) -> None:
+    small = grid | {"modes": ("full",), "learning_rates": (1e-3,), "masks": {}}
+    sweep(tiny, out=tmp_path, **small)
+    (path,) = tmp_path.glob("*.json")
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        sweep(tiny, out=tmp_path, **small)
+    content = json.loads(text)
+    content["cell"]["rate"] = 5.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="not the cell"):
+        sweep(tiny, out=tmp_path, **small)
+
+
+def test_a_sweep_is_checked_before_anything_runs(tiny: Model, grid: dict[str, Any], tmp_path: Path) -> None:
+    for wrong in ({"masks": {UNPROTECTED: []}}, {"steps": ()}, {"learning_rates": ()}):
+        with pytest.raises(ConfigError, match="a sweep needs"):
+            sweep(tiny, out=tmp_path, **grid | wrong)
+    overlapping: Examples = grid["data"].rows([0])
+    with pytest.raises(DataError):
+        sweep(tiny, out=tmp_path, mask_data=[overlapping], **grid)
+    assert not list(tmp_path.iterdir())
