@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
 from unteach.continual.method import make
-from unteach.continual.methods.projections import extended, gem_multipliers
+from unteach.continual.methods.gem import gem_multipliers
+from unteach.continual.methods.subspaces import extended
 from unteach.continual.objective import Output, labels, memory
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp

@@ -14,10 +14,9 @@ from torch.func import functional_call
 
 from unteach.continual.learner import Learner
 from unteach.continual.method import make
-from unteach.continual.methods.laplace import kronecker_quadratic
 from unteach.continual.methods.vcl import NaturalGradient
 from unteach.core import seeds
-from unteach.core.curvature import Diagonal
+from unteach.core.curvature import Diagonal, Kronecker
 from unteach.errors import ConfigError
 
 Anchors = list[tuple[list[Tensor], list[Tensor]]]
@@ -208,7 +207,8 @@ def test_the_trace_is_the_dense_quadratic(shape: tuple[int, ...], bias: bool) ->
     weight, b = (torch.randn(s, generator=draw, dtype=torch.float64) for s in (shape, (3,)))
     wide = torch.cat([weight.flatten(1), b[:, None]], 1) if bias else weight.flatten(1)
     dense = wide.flatten() @ torch.kron(g, a) @ wide.flatten()
-    assert torch.allclose(kronecker_quadratic(weight, b if bias else None, a, g), dense, rtol=1e-10)
+    psi, theta = Kronecker([(a, g), *([None] if bias else [])]), [weight, *([b] if bias else [])]
+    assert torch.allclose(psi.quadratic(theta), dense, rtol=1e-10)
 
 
 # ---- Gaussians over weights ----

@@ -40,19 +40,12 @@ def ring(labels: Sequence[int], share: int) -> dict[int, list[int]]:
     return queues
 
 
-def herding(features: Tensor, count: int) -> list[int]:
-    """iCaRL, algorithm 4, with every distance written out."""
+def herding_distances(features: Tensor, picked: list[int]) -> list[float]:
+    """iCaRL, algorithm 4, every distance written out: of each row to the class mean if it came next (picked: inf)."""
     rows = [row / row.norm() if row.norm() > 0 else row for row in features.double()]
     mean = sum(rows) / len(rows)
-    picked: list[int] = []
-    for k in range(1, min(count, len(rows)) + 1):
-        best, nearest = -1, float("inf")
-        for i, row in enumerate(rows):
-            if i in picked:
-                continue
-            total = row + sum((rows[j] for j in picked), torch.zeros_like(row))
-            distance = float((mean - total / k).norm())
-            if distance < nearest:
-                best, nearest = i, distance
-        picked.append(best)
-    return picked
+    distances = []
+    for i, row in enumerate(rows):
+        total = row + sum((rows[j] for j in picked), torch.zeros_like(row))
+        distances.append(float("inf") if i in picked else float((mean - total / (len(picked) + 1)).norm()))
+    return distances

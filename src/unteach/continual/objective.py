@@ -4,6 +4,7 @@ A method is a list of :class:`Term`. Terms are evaluated on a :class:`View`, whi
 batch, draws from memory, and the network's outputs, each worked out once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +102,7 @@ def probabilities(u: Tensor) -> Tensor:
     return u.softmax(-1)
 
 
-class Term:
+class Term(ABC):
     """One summand of the objective: ``weight`` × :meth:`value`. A weight of 0 is never evaluated.
 
     State (anchors, importances) lives in the term and is saved with the run.
@@ -116,24 +117,24 @@ class Term:
     watches: bool = False
     """It wants to know every update (:meth:`updated`)."""
 
+    @abstractmethod
     def value(self, view: View) -> Tensor | None:
         """The divergence or loss, shape (); None while there is nothing to compare with."""
-        raise NotImplementedError
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: "Learner") -> None:  # noqa: B027 (most terms have nothing to do)
         """A task begins (never called on a stream without boundaries)."""
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: "Learner") -> None:  # noqa: B027
         """A task has ended; the learner still holds its data."""
 
-    def updated(self, view: View, gradients: Sequence[Tensor | None], before: Sequence[Tensor]) -> None:
+    def updated(self, view: View, gradients: Sequence[Tensor | None], before: Sequence[Tensor]) -> None:  # noqa: B027
         """An update was made with these gradients; ``before`` are the weights that they were applied to."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive an interruption."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take over a state that :meth:`state_dict` gave."""
 
 
@@ -258,9 +259,9 @@ class Anchor(Term):
         self.importance: list[Tensor] | None = None
         self._curvature: Curvature | None = None
 
+    @abstractmethod
     def curvature(self) -> Curvature:
         """A, from ``importance``."""
-        raise NotImplementedError
 
     def set(self, anchor: Sequence[Tensor], importance: Sequence[Tensor]) -> None:
         """Take copies of a new θ_old and importances."""

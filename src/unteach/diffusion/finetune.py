@@ -6,7 +6,7 @@ to fine-tune.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -152,19 +152,7 @@ def finetune(
     def step(s: Step) -> dict[str, float | Tensor]:
         for group in optimiser.param_groups:
             group["lr"] = config.rate(s.index)
-        items = s.items(config.batch_size)
-        latents, conditioning = batches(s, items)
-        latents = latents.to(model.device, model.dtype)
-        noise = s.randn("noise", latents.shape[1:], items).to(latents)
-        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
-        out_ = model.predict(model.noise(latents, noise, t), t, conditioning)
-        loss = (out_.float() - model.target(latents, noise, t).float()).pow(2).mean()
-        grads = s.reduce(torch.autograd.grad(loss, list(params.values())))
-        for value, grad in zip(params.values(), grads, strict=True):
-            value.grad = grad
-        norm = nn.utils.clip_grad_norm_(list(params.values()), config.clip) if config.clip else torch.zeros(())
-        optimiser.step()
-        optimiser.zero_grad()
+        loss, norm = update(s, model, batches, config, list(params.values()), optimiser)
         if average is not None:
             average.update(params)
         return {"loss": loss.detach(), "gradient norm": norm, "rate": config.rate(s.index)}
@@ -182,6 +170,41 @@ def finetune(
             value.grad = None
         model.weights_changed()
     return Finetuned(history, None if average is None else average.values)
+
+
+def update(
+    s: Step,
+    model: Model,
+    batches: Batches,
+    config: Finetune,
+    values: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    params: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step down the denoising loss: the loss () and the norm of the gradient ().
+
+    Args:
+        s: the step; data, noise and timesteps are functions of it.
+        model: what predicts.
+        batches: the data.
+        config: batch size and clipping.
+        values: what moves.
+        optimiser: of ``values``.
+        params: tensors that stand in for the denoiser's, made from ``values`` (``Model.predict``).
+    """
+    items = s.items(config.batch_size)
+    latents, conditioning = batches(s, items)
+    latents = latents.to(model.device, model.dtype)
+    noise = s.randn("noise", latents.shape[1:], items).to(latents)
+    t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
+    out = model.predict(model.noise(latents, noise, t), t, conditioning, params)
+    loss = (out.float() - model.target(latents, noise, t).float()).pow(2).mean()
+    for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, list(values))), strict=True):
+        value.grad = grad
+    norm = nn.utils.clip_grad_norm_(values, config.clip) if config.clip else torch.zeros(())
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss, norm
 
 
 def timesteps(s: Step, items: range, batch: int, total: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unteach.core import seeds
 from unteach.core.loop import History, Loop, Step
-from unteach.diffusion.finetune import Batches, Finetune, timesteps
+from unteach.diffusion.finetune import Batches, Finetune, update
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
@@ -74,7 +74,7 @@ def finetune_lowrank(
     data_id: str = "",
     save_every: int = 100,
 ) -> History:
-    """Train factors on the denoising loss, with the data, noise, timesteps and settings of :func:`finetune`.
+    """Train factors on the denoising loss, with the data, noise, update and settings of :func:`finetune`.
 
     ``config.train`` and ``config.average`` have no meaning here. Arguments and errors otherwise as there.
     """
@@ -85,18 +85,7 @@ def finetune_lowrank(
     def step(s: Step) -> dict[str, float | Tensor]:
         for group in optimiser.param_groups:
             group["lr"] = config.rate(s.index)
-        items = s.items(config.batch_size)
-        latents, conditioning = batches(s, items)
-        latents = latents.to(model.device, model.dtype)
-        noise = s.randn("noise", latents.shape[1:], items).to(latents)
-        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
-        found = model.predict(model.noise(latents, noise, t), t, conditioning, params=lowrank.merged())
-        loss = (found.float() - model.target(latents, noise, t).float()).pow(2).mean()
-        for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, values)), strict=True):
-            value.grad = grad
-        norm = nn.utils.clip_grad_norm_(values, config.clip) if config.clip else torch.zeros(())
-        optimiser.step()
-        optimiser.zero_grad()
+        loss, norm = update(s, model, batches, config, values, optimiser, lowrank.merged())
         return {"loss": loss.detach(), "gradient norm": norm}
 
     settings = {"finetune": asdict(config), "rank": lowrank.rank, "data": data_id}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unteach.continual.method import Form, Method, methods, setting
 from unteach.continual.objective import Anchor, TaskLoss, Term
-from unteach.core.curvature import Curvature, Diagonal
+from unteach.core.curvature import Curvature, Diagonal, collapse
 from unteach.core.fisher import fisher
 
 if TYPE_CHECKING:
@@ -74,11 +74,8 @@ class FisherAnchor(Anchor):
         elif self.decay is not None:
             self.set(now, [self.decay * old + f for old, f in zip(self.importance, new, strict=True)])
         else:
-            total = [old + f for old, f in zip(self.importance, new, strict=True)]
-            parts = zip(self.anchor, self.importance, now, new, total, strict=True)
-            # where no task cares about a weight any anchor is as good
-            anchor = [torch.where(t > 0, (a * f + p * g) / t.clamp_min(1e-38), p) for a, f, p, g, t in parts]
-            self.set(anchor, total)
+            total, anchor = collapse([self.importance, new], [self.anchor, now])
+            self.set(anchor, total.diagonal)
 
 
 @methods.add("ewc")

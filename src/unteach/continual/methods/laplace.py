@@ -10,7 +10,8 @@ from torch import Tensor
 from unteach.continual.method import Form, Method, methods, setting
 from unteach.continual.methods.ewc import FisherMethod
 from unteach.continual.objective import Anchor, TaskLoss, Term, View
-from unteach.core.curvature import Curvature, Diagonal
+from unteach.core.bregman import Quadratic
+from unteach.core.curvature import Curvature, Diagonal, Identity, Kronecker
 from unteach.core.fisher import kronecker
 
 if TYPE_CHECKING:
@@ -91,31 +92,25 @@ class Factors(Anchor):
         super().__init__(method.strength)
         self.method, self.samples = method, 1
         self.factors: dict[str, list[Tensor]] = {}
-        self._plan: list[tuple[int, int | None, Tensor, Tensor]] | None = None
+        self.names: list[str] = []
 
     def begin_task(self, learner: "Learner") -> None:
         """Count the samples."""
         self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
-        if self._plan is None:
-            self._prepare(learner)
 
-    def _prepare(self, learner: "Learner") -> None:
-        place = {name: k for k, name in enumerate(learner.names)}
-        self._plan = [
-            (place[f"{layer}.weight"], place.get(f"{layer}.bias"), a, g) for layer, (a, g) in self.factors.items()
-        ]
+    def curvature(self) -> Curvature:
+        """A, from the layers' factors; a bias is in its weight's block."""
+        blocks = {f"{layer}.weight": (a, g) for layer, (a, g) in self.factors.items()}
+        return Kronecker([blocks.get(name) for name in self.names])
 
     def value(self, view: View) -> Tensor | None:
         """Shape ()."""
         if self.anchor is None:
             return None
-        if self._plan is None:
-            self._prepare(view.learner)
-        assert self._plan is not None
-        delta = [p - a for p, a in zip(view.params, self.anchor, strict=True)]
-        total = 0.5 * self.method.prior * torch.stack([d.square().sum() for d in delta]).sum()
-        for weight, bias, a, g in self._plan:
-            total = total + 0.5 * kronecker_quadratic(delta[weight], None if bias is None else delta[bias], a, g)
+        self.names = view.learner.names
+        found = super().value(view)
+        assert found is not None
+        total = found + self.method.prior * Quadratic(Identity()).divergence(view.params, self.anchor)
         return total / self.samples
 
     @torch.no_grad()
@@ -133,7 +128,7 @@ class Factors(Anchor):
             old = self.factors.get(layer)
             self.factors[layer] = [root * a, root * g] if old is None else [old[0] + root * a, old[1] + root * g]
         self.anchor = [p.detach().clone() for p in learner.params]
-        self._plan = None
+        self._curvature = None
 
     def state_dict(self) -> dict[str, Any]:
         """Anchor, factors, number of samples."""
@@ -142,22 +137,7 @@ class Factors(Anchor):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state."""
         self.anchor, self.factors, self.samples = state["anchor"], dict(state["factors"]), state["samples"]
-        self._plan = None
-
-
-def kronecker_quadratic(weight: Tensor, bias: Tensor | None, a: Tensor, g: Tensor) -> Tensor:
-    """vec(Δ)ᵀ (G ⊗ A) vec(Δ) = tr(Δᵀ G Δ A) for Δ = [W b], shape ().
-
-    Args:
-        weight: (out, ...), flattened to (out, in).
-        bias: (out,), or None.
-        a: (in, in), or (in + 1, in + 1) with a bias.
-        g: (out, out).
-    """
-    wide = weight.flatten(1)
-    if bias is not None:
-        wide = torch.cat([wide, bias[:, None]], 1)
-    return (wide * (g @ wide @ a)).sum()
+        self._curvature = None
 
 
 @methods.add("kronecker-laplace")

@@ -1,129 +1,19 @@
-"""Constraints on the gradient: A-GEM and GEM (memory), OGD and GPM (subspaces). Limits of the one objective.
+"""OGD and GPM: no step in a stored subspace, the limit β → ∞ of a quadratic with its projector (refresh.md §1.3)."""
 
-A-GEM's step is ER's with a weight that depends on the state, α_t = max(0, -<g, g_M>)/‖g_M‖²; OGD and GPM are the
-limit β → ∞ of quadratics whose curvature is the projector on a stored subspace (refresh.md §1.3).
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from unteach.continual.method import Form, Method, Replay, Rule, methods, setting
-from unteach.continual.objective import Batch, TaskLoss, Term, View
-from unteach.core import seeds
-from unteach.core.surgery import agem
+from unteach.continual.method import Form, Method, Rule, methods, setting
+from unteach.continual.objective import TaskLoss, Term, View
+from unteach.continual.vectors import flat, shaped
 
 if TYPE_CHECKING:
     from unteach.continual.learner import Learner
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Episodic(Replay):
-    """A memory of equally many samples of every task that has ended."""
-
-    form: ClassVar[Form] = "exact"
-    boundaries: ClassVar[bool] = True
-
-    def terms(self, learner: "Learner") -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
-
-    def remember(self, view: View, x: Tensor) -> None:
-        """Nothing is kept before the task ends."""
-
-    def end_task(self, learner: "Learner") -> None:
-        """Keep a random share of the task's samples."""
-        assert learner.memory is not None
-        x, y = learner.data[learner.task]
-        share = max(1, self.buffer // len(learner.data))
-        rows = seeds.permutation(len(y), learner.seed, "episodic", learner.task)[:share].to(x.device)
-        learner.memory.insert(x[rows], y[rows], task=learner.task, step=learner.task)
-
-
-def _memory_gradient(view: View, batch: Batch) -> list[Tensor | None]:
-    out, allowed = view.output(batch), view.columns(batch)
-    loss = F.cross_entropy(out if allowed is None else out.masked_fill(~allowed, -torch.inf), batch.y)
-    return list(torch.autograd.grad(loss, view.learner.params, allow_unused=True))
-
-
-class _AGEM(Rule):
-    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        batch = view.draw("reference")
-        return gradients if batch is None else agem(gradients, _memory_gradient(view, batch))
-
-
-@methods.add("a-gem")
-@dataclass(frozen=True, kw_only=True)
-class AGEM(_Episodic):
-    """Averaged gradient episodic memory (Chaudhry et al. 2019): no step against the memory's gradient."""
-
-    name: ClassVar[str] = "a-gem"
-
-    def rule(self, learner: "Learner") -> Rule:
-        """Project where the two fight."""
-        return _AGEM()
-
-
-class _GEM(Rule):
-    def __init__(self, margin: float, size: int) -> None:
-        self.margin, self.size = margin, size
-
-    def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        learner = view.learner
-        rows = []
-        for task in range(learner.task):
-            batch = learner.draw(f"gem {task}", view.index, self.size, task)
-            if batch is not None:
-                rows.append(_flat(_memory_gradient(view, batch), learner.params))
-        if not rows:
-            return gradients
-        g, memories = _flat(gradients, learner.params), torch.stack(rows)
-        if bool((memories @ g >= 0).all()):
-            return gradients
-        return _shaped(g + gem_multipliers(memories, g, self.margin) @ memories, gradients, learner.params)
-
-
-def gem_multipliers(memories: Tensor, g: Tensor, margin: float = 0.0) -> Tensor:
-    """The multipliers v (k,) of GEM's quadratic programme: min ½‖g + vᵀG‖² with v ≥ margin (Lopez-Paz 2017, eq. 12).
-
-    Args:
-        memories: G, (k, P), one gradient a task.
-        g: (P,).
-        margin: least multiplier.
-    """
-    gram = (memories @ memories.T).double().cpu()
-    gram += torch.eye(len(gram), dtype=gram.dtype) * (1e-9 * gram.diagonal().mean() + 1e-30)
-    root = torch.linalg.cholesky(gram)
-    linear = (memories @ g).double().cpu() + gram @ torch.full((len(gram),), margin, dtype=gram.dtype)
-    target = -torch.linalg.solve_triangular(root, linear[:, None], upper=False)[:, 0]
-    found, _ = nnls(root.T.numpy(), np.asarray(target))
-    return (torch.from_numpy(found) + margin).to(g)
-
-
-@methods.add("gem")
-@dataclass(frozen=True, kw_only=True)
-class GEM(_Episodic):
-    """Gradient episodic memory (Lopez-Paz and Ranzato 2017): no step against any old task's gradient.
-
-    Args:
-        margin: least multiplier; above 0 it favours old tasks.
-        samples: of each old task's memory a step.
-    """
-
-    name: ClassVar[str] = "gem"
-
-    margin: float = setting(0.0, low=0)
-    samples: int = setting(64, low=1)
-
-    def rule(self, learner: "Learner") -> Rule:
-        """Solve the quadratic programme where a constraint is broken."""
-        return _GEM(self.margin, self.samples)
 
 
 class _OGD(Rule):
@@ -136,8 +26,8 @@ class _OGD(Rule):
     def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
         if self.basis is None:
             return gradients
-        g = _flat(gradients, view.learner.params)
-        return _shaped(g - self.basis @ (self.basis.T @ g), gradients, view.learner.params)
+        g = flat(gradients, view.learner.params)
+        return shaped(g - self.basis @ (self.basis.T @ g), gradients, view.learner.params)
 
     def end_task(self, learner: "Learner") -> None:
         learner.model.eval()
@@ -146,7 +36,7 @@ class _OGD(Rule):
             out = learner.forward(batch.x)
             for value in out.gather(1, batch.y[:, None])[:, 0]:
                 found = torch.autograd.grad(value, learner.params, retain_graph=True, allow_unused=True)
-                columns.append(_flat(list(found), learner.params))
+                columns.append(flat(list(found), learner.params))
         learner.model.train()
         new = torch.stack(columns, 1)
         least = 1e-5 * torch.linalg.vector_norm(new, dim=0).max()
@@ -302,14 +192,3 @@ class GPM(Method):
     def rule(self, learner: "Learner") -> Rule:
         """Project off the stored inputs."""
         return _GPM(self.threshold, self.samples)
-
-
-def _flat(gradients: Sequence[Tensor | None], params: Sequence[Tensor]) -> Tensor:
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(gradients, params, strict=True)]
-    )
-
-
-def _shaped(flat: Tensor, like: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
-    parts = torch.split(flat, [p.numel() for p in params])
-    return [None if g is None else part.view_as(p) for part, g, p in zip(parts, like, params, strict=True)]
