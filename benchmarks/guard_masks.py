@@ -2,20 +2,29 @@
 
     python benchmarks/guard_masks.py --work FOLDER [--workers 2] [--seeds 0 1 2]
 
-Illegal: the icon set "fxemoji". Innocent: "emojione-v1" (used to learn the mask) and "instruments" (not used). Each
-domain's icons are split by icon: some to learn masks from, others to attack with; the attack's icons are measured on
-views that it was not trained on. A fixed attack (full fine-tuning, AdamW) is run under every mask; what is measured is
-how far the denoising loss on held-out views falls, as a share of how far it falls without a mask (``recovery``: 1 = as
-without a mask, 0 = nothing learned). Noise and timesteps are the same for all masks of a seed.
+Pairs of domains that the model has never seen. "digits": handwritten digits are illegal, the icons of emojione-v1
+innocent (the mask is learned with them), musical instruments innocent and not used for the mask. "icons" (``--pairs``):
+the icon set fxemoji is illegal instead, which is drawn much like the innocent one. Each domain's pictures are split by
+what they show: half to learn masks from, half to attack with; the attack is measured on views that it was not trained
+on.
 
-Writes FOLDER/cells/*.json and benchmarks/results/guard_masks.json.
+A fixed attack (full fine-tuning, AdamW) is run under every mask. ``recovery`` is how far the denoising loss on the
+attacked domain's held-out views falls, as a share of how far it falls without a mask (1 = as without, 0 = nothing was
+learned); ``selectivity`` is the recovery of an innocent domain less that of the illegal one. Noise, timesteps and data
+order are the same for all masks of a seed. Splits, mask learning and attacks differ from seed to seed.
+
+Then the attacker who ignores the mask, and curves over rates, lengths, full and LoRA.
+
+Writes FOLDER/PAIR/masks-SEED.json, FOLDER/PAIR/SEED/*.json (one a cell) and benchmarks/results/guard_masks.json.
 """
 
 import argparse
 import functools
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,26 +34,63 @@ import torch
 from unteach.attack.relearn import relearn
 from unteach.canvas import model_path
 from unteach.core import seeds, state
+from unteach.core.loop import Step
 from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model, load
 from unteach.evaluate import environment
-from unteach.evaluate.stats import t_mean
+from unteach.evaluate.stats import paired_t, t_mean
 from unteach.guard.baselines import Case, baselines
 from unteach.guard.config import make
-from unteach.guard.data import GuardData
-from unteach.guard.learn import jaccard, learn
+from unteach.guard.data import GuardData, losses
+from unteach.guard.learn import Learned, jaccard, learn
 
 OUT = Path(__file__).parent / "results" / "guard_masks.json"
-ILLEGAL, INNOCENT, UNSEEN = "fxemoji", "emojione-v1", "instruments"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Domains of one table, and how many random masks of each kind stand beside the learned one."""
+
+    illegal: str
+    innocent: str
+    unseen: str
+    random: int
+    whole: bool  # with the variants of mask learning, swapped labels and curves
+
+    @property
+    def domains(self) -> tuple[str, str, str]:
+        return self.illegal, self.innocent, self.unseen
+
+
+PAIRS = {
+    "digits": Pair("digits", "emojione-v1", "instruments", 20, True),
+    "icons": Pair("fxemoji", "emojione-v1", "instruments", 3, False),
+}
 RHO = 0.3
 VIEWS = 6
-ATTACK = {"steps": 40, "batch_size": 16, "learning_rate": 1e-3, "draws": 1}
-RANDOM = 20
-LEARN = {"steps": 160, "relearn_steps": 100, "relearn_rate": 1e-3, "batch_size": 16, "user_rates": (3e-4, 1e-3)}
-OFFICIAL = {"steps": 500, "relearn_steps": 100, "relearn_rate": 1e-3, "rho": RHO}
-CONTROLS = ("cross-attention-kv", "mid-up", "magnitude", "gradient-saliency", "fisher-saliency", "inverted")
+PROBED = 40
+ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4, "draws": 2}
+POINTS = (20,)
+CURVE_POINTS = (10, 20, 40, 80)
+CURVES: tuple[tuple[Any, float], ...] = (
+    ("full", 1e-4), ("full", 3e-4), ("full", 1e-3), ("lora", 1e-3), ("lora", 3e-3)
+)  # fmt: skip
+LEARN: dict[str, Any] = {"rho": RHO, "relearn_rate": 3e-4, "user_rates": (3e-4,)}
+OFFICIAL: dict[str, Any] = {"rho": RHO, "steps": 500, "relearn_steps": 100, "relearn_rate": 3e-4}
+PUBLISHED: dict[str, Any] = {"user_start": "published", "reset_every": 20}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "learned, user from published": PUBLISHED,
+    "learned, user from published, half weight on innocent": PUBLISHED | {"innocent_weight": 0.5},
+    "learned, user from published, raw losses": PUBLISHED | {"scale": "raw"},
+}
+CONTROLS = (
+    "cross-attention-kv", "mid-up", "magnitude", "gradient-saliency", "fisher-saliency", "gradient-share", "inverted"
+)  # fmt: skip
+RANDOM = ("random-tensors", "random-matched")
+FEW, MATCHED = 5, "random-matched to user from published"
 
 
 @functools.cache
@@ -63,34 +109,31 @@ def parts(name: str, seed: int) -> dict[str, Examples]:
     ids = [f"{name}/{icon}/view {k}" for k in range(VIEWS) for icon in range(count)]
     whole = encoded(model(), name, pictures, domain.captions() * VIEWS, ids)
     order = seeds.permutation(count, seed, f"icons of {name}").tolist()
-    mask, attack = set(order[: count // 2]), set(order[count // 2 :])
+    mask, attack = order[: count // 2], order[count // 2 :]
 
-    def rows_of(icons: set[int], views: range) -> list[int]:
-        return [k * count + icon for k in views for icon in range(count) if icon in icons]
+    def rows_of(icons: list[int], views: range) -> list[int]:
+        return [k * count + icon for k in views for icon in sorted(icons)]
 
     return {
         "user": whole.rows(rows_of(mask, range(0, 3)), f"{name}/user"),
         "publisher": whole.rows(rows_of(mask, range(3, 6)), f"{name}/publisher"),
         "attack": whole.rows(rows_of(attack, range(0, 4)), f"{name}/attack"),
-        "probe": whole.rows(rows_of(attack, range(4, 6)), f"{name}/probe"),
+        "probe": whole.rows(rows_of(attack[:PROBED], range(4, 6)), f"{name}/probe"),
     }
 
 
-def data(seed: int, swapped: bool = False) -> GuardData:
-    bad, good = parts(ILLEGAL, seed), parts(INNOCENT, seed)
+def data(pair: Pair, seed: int, swapped: bool = False) -> GuardData:
+    bad, good = parts(pair.illegal, seed), parts(pair.innocent, seed)
     bad, good = (good, bad) if swapped else (bad, good)
     return GuardData([bad["user"]], [bad["publisher"]], [good["user"]], [good["publisher"]])
 
 
-def relearned(seed: int) -> dict[str, torch.Tensor]:
-    """θ_ft of the mask's data, for the baselines that look at it; the model is restored."""
-    m, sets = model(), data(seed)
+def relearned(pair: Pair, seed: int) -> dict[str, torch.Tensor]:
+    """θ_ft of the mask's data, for the baseline that looks at it; the model is restored."""
+    m, sets = model(), data(pair, seed)
     before = {name: value.detach().clone() for name, value in m.denoiser.named_parameters()}
-    both = [*sets.illegal_user, *sets.innocent_user]
-    steps, rate = LEARN["relearn_steps"], LEARN["relearn_rate"]
-    for k, part in enumerate(both):
-        config = Finetune(steps=steps // len(both), batch_size=16, learning_rate=rate)
-        finetune(m, part.batches, config, seed=seed + k)
+    for k, part in enumerate([*sets.illegal_user, *sets.innocent_user]):
+        finetune(m, part.batches, Finetune(steps=50, batch_size=16, learning_rate=3e-4), seed=seed + k)
     found = {name: value.detach().clone() for name, value in m.denoiser.named_parameters()}
     with torch.no_grad():
         for name, value in m.denoiser.named_parameters():
@@ -99,92 +142,241 @@ def relearned(seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def masks_of(seed: int, work: Path) -> dict[str, list[str]]:
-    """Every mask of a seed by name; learned once, kept in a file."""
-    path = work / f"masks-{seed}.json"
-    if path.exists():
-        known: dict[str, list[str]] = state.read_json(path)["masks"]
-        return known
-    made = {
-        "learned": learn(model(), data(seed), make("freezeasguard", rho=RHO, **LEARN), seed=seed),
-        "official": learn(model(), data(seed), make("official", **OFFICIAL), seed=seed),
-        "labels swapped": learn(model(), data(seed, True), make("freezeasguard", rho=RHO, **LEARN), seed=seed),
-    }
-    found = {"none": [], **{name: list(mask.frozen) for name, mask in made.items()}}
-    after, ours = relearned(seed), made["learned"]
-    for name in CONTROLS:
-        case = Case(model(), RHO, seed=seed, relearned=after, data=data(seed), learned=ours)
-        found[name] = sorted(baselines[name](case))
-    for k in range(RANDOM):
-        for name in ("random-tensors", "random-matched"):
-            case = Case(model(), RHO, seed=1000 * seed + k, learned=ours)
-            found[f"{name} {k}"] = sorted(baselines[name](case))
-    state.write_json(path, {"masks": found, "scores": {name: mask.scores for name, mask in made.items()}})
+def gradient_shares(pair: Pair, seed: int) -> dict[str, dict[str, float]]:
+    """Each tensor's share of the sum of |mean gradient| on each domain's attack data: where a first step would go."""
+    found = {}
+    params = dict(model().denoiser.named_parameters())
+    for name in pair.domains:
+        part, total = parts(name, seed)["attack"], {}
+        for value in params.values():
+            value.requires_grad_(True)
+        for k in range(6):
+            step = Step(k, 6, seed)
+            rows = step.randint("share rows", len(part), range(32))
+            (each,) = losses(model(), [(part.latents[rows], part.conditioning.index(rows))], step, "share")
+            grads = torch.autograd.grad(each.mean(), list(params.values()))
+            total = {n: total.get(n, 0) + g for n, g in zip(params, grads, strict=True)}
+        for value in params.values():
+            value.requires_grad_(False)
+        sums = {n: float(v.abs().sum()) for n, v in total.items()}
+        found[name] = {n: v / sum(sums.values()) for n, v in sums.items()}
     return found
 
 
-def cells(seed: int, names: list[str]) -> Iterator[tuple[str, str]]:
-    """(mask, domain) to attack; random masks only on the two domains that the mask was made for."""
-    for name in names:
-        for domain in (ILLEGAL, INNOCENT, UNSEEN):
-            if domain != UNSEEN or not name.startswith("random"):
-                yield name, domain
+def learn_masks(job: tuple[str, int, str]) -> None:
+    """Every mask of a pair and seed by name; learned once each, kept in files."""
+    key, seed, work = job
+    pair, folder = PAIRS[key], Path(work) / key
+    path = folder / f"masks-{seed}.json"
+    if path.exists():
+        return
+
+    def stored(name: str, build: Callable[[], Learned]) -> Learned:
+        file = folder / f"learned-{seed}" / f"{name}.json"
+        if file.exists():
+            kept = state.read_json(file)
+            return Learned(tuple(kept["frozen"]), kept["scores"], kept["sizes"], make(**LEARN), seed, kept["steps"])
+        begin = time.process_time()
+        mask = build()
+        record = {"frozen": list(mask.frozen), "scores": mask.scores, "sizes": mask.sizes, "steps": mask.steps}
+        state.write_json(file, record | {"seconds": time.process_time() - begin, "log": mask.log})
+        return mask
+
+    made = {}
+    for name, extra in list(VARIANTS.items())[: None if pair.whole else 1]:
+        settings = make("freezeasguard", **{**LEARN, **extra})
+        made[name] = stored(name, lambda s=settings: learn(model(), data(pair, seed), s, seed=seed))
+    official = make("official", **OFFICIAL)
+    made["official"] = stored("official", lambda: learn(model(), data(pair, seed), official, seed=seed))
+    plain = make("freezeasguard", **LEARN)
+    swapped = data(pair, seed, True)
+    if pair.whole:
+        made["labels swapped"] = stored("labels swapped", lambda: learn(model(), swapped, plain, seed=seed))
+    found = {"none": [], **{name: list(mask.frozen) for name, mask in made.items()}}
+    after, ours = relearned(pair, seed), made["learned"]
+    for name in CONTROLS:
+        case = Case(model(), RHO, seed=seed, relearned=after, data=data(pair, seed), learned=ours)
+        found[name] = sorted(baselines[name](case))
+    for k in range(pair.random):
+        for name in RANDOM:
+            case = Case(model(), RHO, seed=1000 * seed + k, learned=ours)
+            found[f"{name} {k}"] = sorted(baselines[name](case))
+    for k in range(FEW if pair.whole else 0):
+        case = Case(model(), RHO, seed=1000 * seed + k, learned=made["learned, user from published"])
+        found[f"{MATCHED} {k}"] = sorted(baselines["random-matched"](case))
+    state.write_json(path, {"masks": found, "sizes": ours.sizes, "gradient shares": gradient_shares(pair, seed)})
 
 
-def work_on(seed: int, folder: str) -> int:
-    """All cells of a seed that are not there yet."""
-    work, done = Path(folder), 0
-    masks = masks_of(seed, work)
-    jobs = [(name, domain, True) for name, domain in cells(seed, list(masks))] + [("learned", ILLEGAL, False)]
-    for name, domain, honoured in jobs:
-        path = work / "cells" / str(seed) / f"{domain} {name}{'' if honoured else ' ignored'}.json".replace("/", "-")
-        if path.exists():
-            continue
-        sets = parts(domain, seed)
-        others = {d: parts(d, seed)["probe"] for d in (ILLEGAL, INNOCENT, UNSEEN)}
-        curve = relearn(
-            model(),
-            sets["attack"],
-            frozen=masks[name],
-            honoured=honoured,
-            seed=seed,
-            probes=others,
-            mask_data=[parts(d, seed)[level] for d in (ILLEGAL, INNOCENT) for level in ("user", "publisher")],
-            **ATTACK,
-        )
-        record = {"seed": seed, "mask": name, "domain": domain, "honoured": honoured, "curve": curve.to_dict()}
-        state.write_json(path, record)
-        done += 1
-    return done
+@dataclass(frozen=True)
+class Cell:
+    """One attack."""
+
+    pair: str
+    seed: int
+    mask: str
+    domain: str
+    honoured: bool = True
+    mode: Any = "full"
+    rate: float = ATTACK["learning_rate"]
+    curve: bool = False
+
+    def path(self, work: Path) -> Path:
+        kept = "" if self.honoured else " ignored"
+        kind = f" {self.mode} {self.rate:g}" if self.curve else ""
+        return work / self.pair / str(self.seed) / f"{self.domain} {self.mask}{kept}{kind}.json"
 
 
-def table(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Recovery by mask and domain: the fall of the loss as a share of the fall without a mask, over seeds."""
+def cells(key: str, given: list[int]) -> Iterator[Cell]:
+    """All attacks of a pair; the curves, of the first seed, last."""
+    pair = PAIRS[key]
+    names = ["none", *(VARIANTS if pair.whole else ["learned"]), "official", *CONTROLS]
+    names += ["labels swapped"] if pair.whole else []
+    names += [f"{name} {k}" for k in range(pair.random) for name in RANDOM]
+    names += [f"{MATCHED} {k}" for k in range(FEW if pair.whole else 0)]
+    for seed in given:
+        for name in names:
+            few = name.startswith("random") or not (pair.whole or name in ("none", "learned"))
+            yield from (Cell(key, seed, name, domain) for domain in (pair.domains[:2] if few else pair.domains))
+        yield Cell(key, seed, "learned", pair.illegal, honoured=False)
+    for mode, rate in CURVES if pair.whole else ():
+        for name in ("none", "learned", "learned, user from published"):
+            yield Cell(key, given[0], name, pair.illegal, mode=mode, rate=rate, curve=True)
+            if (mode, rate) in (("full", 3e-4), ("lora", 1e-3)):
+                yield Cell(key, given[0], name, pair.innocent, mode=mode, rate=rate, curve=True)
 
-    def fall(record: dict[str, Any]) -> float:
-        losses = record["curve"]["losses"][record["domain"]]
-        return float(losses[0] - losses[-1])
 
-    free = {(r["seed"], r["domain"]): fall(r) for r in records if r["mask"] == "none"}
-    rows: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for r in records:
-        group = r["mask"].rsplit(" ", 1)[0] if r["mask"].startswith("random") else r["mask"]
-        group += "" if r["honoured"] else ", ignored"
-        share = fall(r) / free[r["seed"], r["domain"]]
-        rows.setdefault(group, {}).setdefault(r["domain"], {}).setdefault(r["seed"], []).append(share)
-    found: dict[str, dict[str, Any]] = {}
-    for group, by_domain in rows.items():
-        found[group] = {}
-        for domain, by_seed in by_domain.items():
-            means = [statistics.mean(values) for values in by_seed.values()]
-            everything = [value for values in by_seed.values() for value in values]
-            found[group][domain] = {
-                **vars(t_mean(means)),
-                "masks": len(everything),
-                "least": min(everything),
-                "most": max(everything),
-                "seeds": {str(seed): values for seed, values in by_seed.items()},
-            }
+def attack(job: tuple[Cell, str]) -> None:
+    cell, work = job
+    path, pair = cell.path(Path(work)), PAIRS[cell.pair]
+    if path.exists():
+        return
+    masks = state.read_json(Path(work) / cell.pair / f"masks-{cell.seed}.json")["masks"]
+    others = pair.domains if cell.curve or cell.mask in ("none", "learned") else (cell.domain,)
+    points = CURVE_POINTS if cell.curve else POINTS
+    settings = ATTACK | {"learning_rate": cell.rate} | ({"steps": max(CURVE_POINTS)} if cell.curve else {})
+    curve = relearn(
+        model(),
+        parts(cell.domain, cell.seed)["attack"],
+        frozen=masks[cell.mask],
+        mode=cell.mode,
+        honoured=cell.honoured,
+        seed=cell.seed,
+        evaluate_at=points,
+        probes={d: parts(d, cell.seed)["probe"] for d in others},
+        mask_data=[parts(d, cell.seed)[level] for d in pair.domains[:2] for level in ("user", "publisher")],
+        **settings,
+    )
+    state.write_json(path, {"cell": asdict(cell), "curve": curve.to_dict()})
+
+
+def group_of(record: dict[str, Any]) -> str:
+    """Row of the table: random masks of one kind together."""
+    name = record["cell"]["mask"]
+    name = name.rsplit(" ", 1)[0] if name.startswith("random") else name
+    return str(name) + ("" if record["cell"]["honoured"] else ", ignored")
+
+
+def fall(record: dict[str, Any], probe: str, at: int) -> float:
+    curve = record["curve"]
+    return float(curve["losses"][probe][0] - curve["losses"][probe][curve["at"].index(at)])
+
+
+Values = dict[str, dict[str, dict[int, list[float]]]]
+
+
+def recoveries(records: list[dict[str, Any]], pair: Pair, at: int) -> Values:
+    """Row -> domain -> seed -> recovery of each of its masks, in the order of the masks."""
+    free = {
+        (r["cell"]["seed"], r["cell"]["domain"]): fall(r, r["cell"]["domain"], at)
+        for r in records
+        if r["cell"]["mask"] == "none" and r["cell"]["honoured"]
+    }
+    rows: Values = {}
+    for r in sorted(records, key=lambda r: str(r["cell"]["mask"])):
+        c = r["cell"]
+        share = fall(r, c["domain"], at) / free[c["seed"], c["domain"]]
+        rows.setdefault(group_of(r), {}).setdefault(c["domain"], {}).setdefault(c["seed"], []).append(share)
+    for row in rows.values():
+        for key, good in (("selectivity", pair.innocent), ("selectivity, unseen", pair.unseen)):
+            if good in row:
+                bad = row[pair.illegal]
+                row[key] = {s: [g - b for g, b in zip(row[good][s], bad[s], strict=True)] for s in bad}
+    return rows
+
+
+def summary(by_seed: dict[int, list[float]]) -> dict[str, Any]:
+    """Mean over seeds with a t-interval (of the seeds' means), and the masks' range."""
+    every = [value for values in by_seed.values() for value in values]
+    spread = {"masks": len(every), "least": min(every), "most": max(every)}
+    return {**vars(t_mean([statistics.mean(v) for v in by_seed.values()])), **spread, "seeds": by_seed}
+
+
+def against(rows: Values, name: str, control: str, what: str) -> dict[str, Any]:
+    """A mask's value less the mean of the control's masks of the same seed; and how many of them it exceeds."""
+    ours, theirs = rows[name][what], rows[control][what]
+    pairs = [(ours[seed][0], statistics.mean(theirs[seed])) for seed in ours]
+    beaten = sum(ours[seed][0] > value for seed in ours for value in theirs[seed])
+    test = paired_t(pairs)
+    return {"difference": None if test is None else vars(test), "above": beaten, "of": sum(map(len, theirs.values()))}
+
+
+def report(work: Path, key: str, given: list[int]) -> dict[str, Any]:
+    """Everything of one pair."""
+    pair = PAIRS[key]
+    everything = [state.read_json(path) for seed in given for path in sorted((work / key / str(seed)).glob("*.json"))]
+    records = [r for r in everything if not r["cell"]["curve"]]
+    kept = {seed: state.read_json(work / key / f"masks-{seed}.json") for seed in given}
+    pairs = [(a, b) for i, a in enumerate(given) for b in given[i + 1 :]]
+
+    def share(names: list[str], of: dict[str, float]) -> float:
+        return sum(of[name] for name in names) / sum(of.values())
+
+    found: dict[str, Any] = {"domains": asdict(pair), "recovery": {}, "earlier": {}, "against": {}, "frozen": {}}
+    for at, where in ((ATTACK["steps"], "recovery"), (POINTS[0], "earlier")):
+        rows = recoveries(records, pair, at)
+        found[where] = {g: {k: summary(v) for k, v in row.items()} for g, row in rows.items()}
+    rows = recoveries(records, pair, ATTACK["steps"])
+    for name in [n for n in (*VARIANTS, "official", "gradient-share") if n in rows]:
+        for control in [c for c in (*RANDOM, MATCHED) if c in rows]:
+            compared = [what for what in rows[name] if what in rows[control]]
+            found["against"][f"{name} - {control}"] = {what: against(rows, name, control, what) for what in compared}
+    for name in kept[given[0]]["masks"]:
+        rows_ = [kept[seed]["masks"][name] for seed in given]
+        found["frozen"][name] = {
+            "tensors": [len(names) for names in rows_],
+            "parameters": [share(names, kept[seed]["sizes"]) for names, seed in zip(rows_, given, strict=True)],
+            "gradient": {
+                d: [share(n, kept[s]["gradient shares"][d]) for n, s in zip(rows_, given, strict=True)]
+                for d in pair.domains
+            },
+        }
+    apart = {}
+    for other in pair.domains[1:]:
+        both = [(kept[s]["gradient shares"][pair.illegal], kept[s]["gradient shares"][other]) for s in given]
+        apart[other] = [sum(abs(a[n] - b[n]) for n in a) / 2 for a, b in both]
+    found["total variation of gradient shares"] = apart
+    found["jaccard between seeds"] = {
+        name: [jaccard(kept[a]["masks"][name], kept[b]["masks"][name]) for a, b in pairs]
+        for name in (*VARIANTS, "official", "gradient-share", "random-tensors 0")
+        if name in kept[given[0]]["masks"]
+    }
+    found["unprotected"] = {
+        f"{r['cell']['domain']} seed {r['cell']['seed']}": r["curve"]["losses"][r["cell"]["domain"]]
+        for r in records
+        if r["cell"]["mask"] == "none"
+    }
+    found["others under the illegal attack"] = {
+        f"{group_of(r)} seed {r['cell']['seed']}": {k: v for k, v in r["curve"]["losses"].items() if k != pair.illegal}
+        for r in records
+        if r["cell"]["domain"] == pair.illegal and group_of(r) in ("none", "learned", "learned, ignored")
+    }
+    found["curves"] = [
+        {**r["cell"], "at": r["curve"]["at"], "losses": r["curve"]["losses"], "diverged": r["curve"]["diverged"]}
+        for r in everything
+        if r["cell"]["curve"]
+    ]
+    learned = sorted((work / key).glob("learned-*/learned.json"))
+    found["seconds to learn a mask"] = [state.read_json(path)["seconds"] for path in learned]
     return found
 
 
@@ -193,26 +385,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["digits"])
     given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
+    work = str(given.work)
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for seed, count in zip(
-            given.seeds, pool.map(work_on, given.seeds, [str(given.work)] * len(given.seeds)), strict=True
-        ):
-            print(f"seed {seed}: {count} cells measured in this sitting", flush=True)
-    records = [state.read_json(path) for path in sorted((given.work / "cells").rglob("*.json"))]
-    masks = {seed: state.read_json(given.work / f"masks-{seed}.json")["masks"] for seed in given.seeds}
-    pairs = [(a, b) for i, a in enumerate(given.seeds) for b in given.seeds[i + 1 :]]
-    overlap = {name: [jaccard(masks[a][name], masks[b][name]) for a, b in pairs] for name in ("learned", "official")}
-    shown = table(records)
-    for name, row in shown.items():
-        parts_ = ", ".join(f"{domain} {cell['mean']:.2f}" for domain, cell in row.items())
-        print(f"{name:<24} {parts_}")
-    print("Jaccard between seeds:", {k: [round(x, 2) for x in v] for k, v in overlap.items()})
-    config = {"rho": RHO, "attack": ATTACK, "learn": LEARN, "official": OFFICIAL, "random": RANDOM}
-    record = {"config": config, "seeds": given.seeds, "recovery": shown, "jaccard between seeds": overlap}
-    command = "python benchmarks/guard_masks.py --work FOLDER"
-    state.write_json(OUT, {**record, "environment": vars(environment.collect()), "command": command})
+        for key in given.pairs:
+            list(pool.map(learn_masks, [(key, seed, work) for seed in given.seeds]))
+            jobs = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
+            for done, _ in enumerate(pool.map(attack, jobs, chunksize=4), start=1):
+                if done % 20 == 0:
+                    print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
+    results = {key: report(given.work, key, given.seeds) for key in given.pairs}
+    for key, found in results.items():
+        print(f"\n{key}: recovery after {ATTACK['steps']} steps")
+        for name, row in found["recovery"].items():
+            print(f"{name:<36} " + ", ".join(f"{k} {v['mean']:.3f}" for k, v in row.items()))
+        print(
+            "Jaccard between seeds:", {k: [round(x, 2) for x in v] for k, v in found["jaccard between seeds"].items()}
+        )
+    settings = {"rho": RHO, "attack": ATTACK, "learn": LEARN, "official": OFFICIAL, "variants": VARIANTS}
+    record = {"config": settings, "seeds": given.seeds, "pairs": results, "environment": vars(environment.collect())}
+    state.write_json(OUT, record | {"command": "python benchmarks/guard_masks.py --work FOLDER"})
 
 
 if __name__ == "__main__":

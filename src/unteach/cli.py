@@ -1,10 +1,11 @@
-"""The command line, ``unteach``: erase · evaluate · learn · report · list · demo.
+"""The command line, ``unteach``: erase · evaluate · guard · attack · learn · report · list · demo.
 
 This file reads the arguments and turns errors into messages; :mod:`unteach.commands` does the work, and is imported
 only when a command needs it.
 
-Exit codes: 0 done; 1 the demo could not finish an erasure; 2 wrong arguments or any other error, with a message that
-says what to do; 130 interrupted.
+Exit codes: 0 done, and for ``guard verify`` conform; 1 ``guard verify`` found a violation, or the demo could not finish
+an erasure; 2 wrong arguments or any other error, with a message that says what to do (no verdict); 3 ``guard verify``
+cannot decide; 130 interrupted.
 """
 
 import logging
@@ -18,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from unteach.commands import options
+from unteach.commands import options, options_guard
 from unteach.commands.options import Options
 from unteach.errors import UnteachError
 
@@ -28,6 +29,8 @@ _SAID_BY_COMMANDS = ("unteach.data.concepts",)
 Command = (
     Annotated[options.Erase, tyro.conf.subcommand("erase")]
     | Annotated[options.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[options_guard.Guard, tyro.conf.subcommand("guard")]
+    | Annotated[options_guard.Attack, tyro.conf.subcommand("attack")]
     | Annotated[options.Report, tyro.conf.subcommand("report")]
     | Annotated[options.Learn, tyro.conf.subcommand("learn")]
     | Annotated[options.List, tyro.conf.subcommand("list")]
@@ -47,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     # Read when torch is loaded: threads that spin while they wait slow each other down on a shared machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    chosen: Options = tyro.cli(
+    parsed: Options | options_guard.Guard = tyro.cli(
         Command,
         prog="unteach",
-        description="Take concepts out of text-to-image models, see what else that changed, share the change.",
+        description="Take concepts out of text-to-image models, see what else changed, keep it from being relearned.",
         args=given,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    chosen = parsed.command if isinstance(parsed, options_guard.Guard) else parsed
     debug = chosen.debug or os.environ.get("UNTEACH_DEBUG", "") not in ("", "0")
     try:
         with _logging():

@@ -37,7 +37,10 @@ def case(tiny: Model) -> Case:
     return Case(tiny, 0.3, relearned=after, data=sets.guard_data(tiny, 4), learned=learned, samples=3)
 
 
-BUDGETED = ["cross-attention-kv", "fisher-saliency", "gradient-saliency", "inverted", "magnitude", "mid-up", "random"]
+BUDGETED = [
+    "cross-attention-kv", "fisher-saliency", "gradient-saliency", "gradient-share", "inverted", "magnitude", "mid-up",
+    "random",
+]  # fmt: skip
 
 
 def test_the_registry() -> None:
@@ -92,6 +95,27 @@ def test_inverted_has_the_lowest_scores(case: Case) -> None:
     mask = baselines["inverted"](case)
     low = sorted(case.learned.scores, key=lambda n: case.learned.scores[n])[:36]  # type: ignore[union-attr]
     assert mask == set(low) and not mask & set(case.learned.frozen)
+
+
+def test_gradient_share_is_the_difference_of_shares_of_the_mean_gradient(case: Case) -> None:
+    assert case.data is not None
+    params = case.params()
+    shares: list[dict[str, float]] = []
+    for examples in (case.data.illegal_publisher[0], case.data.innocent_publisher[0]):
+        total = {n: torch.zeros_like(v) for n, v in params.items()}
+        for k in range(3):
+            step = Step(k, 3, 0)
+            row = step.randint("saliency rows", len(examples), [0])
+            for value in params.values():
+                value.requires_grad_(True)
+            loss = losses(case.model, [(examples.latents[row], examples.conditioning.index(row))], step, "saliency")[0]
+            for n, g in zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True):
+                total[n] += g
+        sizes = {n: float(v.abs().sum()) for n, v in total.items()}
+        shares.append({n: v / sum(sizes.values()) for n, v in sizes.items()})
+    case.model.denoiser.requires_grad_(False)
+    best = sorted(params, key=lambda n: shares[1][n] - shares[0][n])[:36]
+    assert len(baselines["gradient-share"](case) & set(best)) >= 35  # two equal scores may change places
 
 
 @pytest.mark.parametrize("squared", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 
 from unteach.canvas import model_path
@@ -21,6 +22,8 @@ def run(options: List) -> int:
         "plugins": lambda: _plugins(options.verbose),
         "streams": _streams,
         "networks": _networks,
+        "masks": lambda: _masks(options.verbose),
+        "domains": _domains,
         "families": _families,
         "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
         "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
@@ -100,6 +103,30 @@ def _networks() -> Iterator[str]:
     from unteach.continual.networks import networks
 
     return _table([(name, (networks[name].__doc__ or "").strip().splitlines()[0]) for name in networks])
+
+
+def _masks(verbose: bool) -> Iterator[str]:
+    from unteach.guard.baselines import baselines
+    from unteach.guard.config import FreezeAsGuard, presets
+
+    rows = [(FreezeAsGuard.name, "learned on two levels: a user who relearns, a publisher who freezes")]
+    rows += [(name, f"preset of {presets[name][0]}: the released code's constants") for name in presets]
+    texts = [(name, (baselines[name].__doc__ or "").strip().splitlines()[0]) for name in baselines]
+    rows += [(name, re.sub(r":\w+:|`", "", text)) for name, text in texts]
+    for (name, _), line in zip(rows, list(_table(rows)), strict=True):
+        yield line
+        if verbose and name == FreezeAsGuard.name:
+            yield from _settings(FreezeAsGuard)
+
+
+def _domains() -> Iterator[str]:
+    from unteach.data.emoji import index
+
+    rows = []
+    for name, spec in index()["domains"].items():
+        objects, styles = ({item[key] for item in spec["items"]} for key in ("object", "style"))
+        rows.append((name, f"{len(spec['items'])} icons, {len(objects)} objects in {len(styles)} styles"))
+    return _table([*rows, ("FOLDER", "pictures with metadata.jsonl")])
 
 
 def _settings(kind: type) -> Iterator[str]:

@@ -19,6 +19,8 @@ Subject = Literal[
     "plugins",
     "streams",
     "networks",
+    "masks",
+    "domains",
 ]
 
 

@@ -105,6 +105,24 @@ def fisher_saliency(case: Case) -> set[str]:
     return case.top(_ratio(case, squared=True))
 
 
+@baselines.add("gradient-share")
+def gradient_share(case: Case) -> set[str]:
+    """Where illegal data puts more of its gradient than innocent data does; needs ``data``.
+
+    A step of AdamW moves every entry by about the rate, so a tensor's part in the first fall of the loss is its share
+    of Σ|mean gradient|; ordered by the illegal share less the innocent one. One look at the gradient, no learning.
+    """
+    if case.data is None:
+        raise _lacks("gradient-share", "data")
+    sizes = {name: value.numel() for name, value in case.params().items()}
+    sides = []
+    for word, parts in (("illegal", case.data.illegal_publisher), ("innocent", case.data.innocent_publisher)):
+        sums = {name: v * sizes[name] for name, v in _saliency(case, mixed(word, parts), False).items()}
+        whole = max(sum(sums.values()), 1e-30)
+        sides.append({name: value / whole for name, value in sums.items()})
+    return case.top({name: sides[0][name] - sides[1][name] for name in sizes})
+
+
 @baselines.add("inverted")
 def inverted(case: Case) -> set[str]:
     """The tensors that ``learned`` would freeze last, within the budget."""

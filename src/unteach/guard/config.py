@@ -29,15 +29,21 @@ class FreezeAsGuard(Settings):
         mask_rate: η_m.
         mask_average: decay of a running mean of the mask's gradients; 0 takes each step's own.
         user: the simulated user's optimiser.
+        moments: where AdamW's two moments are: in "memory" (two more weight sets), or on "disk" (same updates).
         user_rates: the pool of learning rates; one is drawn at each reset.
         user_ranks: the pool of ranks; 0 is full fine-tuning, r keeps updates in a random subspace of r inputs.
-        reset_every: steps after which the user starts again from the relearned weights; 0 never.
+        user_start: where each simulated user starts: at the "relearned" weights, or at the "published" ones as a real
+            one does (then reset_every=20 or so: early steps count; such masks hinder less and cost less).
+        reset_every: steps after which a new user starts; 0 never.
         unrolled: add the one-step term of §1.3.
         relearn_steps: of the full fine-tuning before.
         relearn_rate: its learning rate (AdamW).
         balanced: half of each user batch is innocent; else samples are drawn from the pooled data.
         patience: publisher steps that the hard mask must stay as it is to stop early; 0 never stops.
         difference: precision of θ_pre - θ_ft.
+        scale: what the two sides of L_up are measured in: "gain", each in what the relearned model gained on it, so
+            that a domain which is further away does not decide alone; or "raw" losses (the released code).
+        innocent_weight: weight of the innocent side beside the illegal one's 1; below 1 hinders more, and both.
     """
 
     kind: ClassVar[str] = "guard"
@@ -46,7 +52,7 @@ class FreezeAsGuard(Settings):
     rho: float = setting(0.3, low=0, high=1)
     budget: Literal["tensors", "parameters", "flops"] = "tensors"
     granularity: Literal["tensor", "module", "block"] = "tensor"
-    steps: int = setting(200, low=1)
+    steps: int = setting(240, low=1)
     interval: int = setting(2, low=1)
     batch_size: int = setting(32, low=2)
     temperature: float = setting(0.2, above=0)
@@ -58,15 +64,19 @@ class FreezeAsGuard(Settings):
     mask_rate: float = setting(0.005, above=0)
     mask_average: float = setting(0.9, low=0, high=0.999)
     user: Literal["adamw", "sgd"] = "adamw"
+    moments: Literal["memory", "disk"] = "memory"
     user_rates: tuple[float, ...] = (1e-4, 3e-4)
     user_ranks: tuple[int, ...] = (0,)
+    user_start: Literal["relearned", "published"] = "relearned"
     reset_every: int = setting(50, low=0)
     unrolled: bool = False
-    relearn_steps: int = setting(150, low=0)
+    relearn_steps: int = setting(100, low=0)
     relearn_rate: float = setting(3e-4, above=0)
     balanced: bool = True
     patience: int = setting(0, low=0)
     difference: Literal["fp32", "bf16"] = "fp32"
+    scale: Literal["gain", "raw"] = "gain"
+    innocent_weight: float = setting(1.0, low=0)
 
     def mistakes(self) -> list[str]:
         """Empty pools, and a budget that nothing keeps."""
@@ -98,8 +108,10 @@ presets.add("official")(
             "user": "sgd",
             "user_rates": (1e-5,),
             "reset_every": 0,
+            "user_start": "relearned",
             "balanced": False,
             "difference": "bf16",
+            "scale": "raw",
             "rho": 0.2,
             "steps": 2001,
         },

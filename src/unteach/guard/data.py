@@ -101,6 +101,24 @@ def losses(model: Model, batches: Sequence[Batch], step: Step, purpose: str) -> 
     return list(torch.split(each, sizes))
 
 
-def upper(illegal: Tensor, innocent: Tensor) -> Tensor:
-    """L_up = (mean innocent loss - mean illegal loss) / 2; an absent class counts 0 (freezeasguard.md §1.3)."""
-    return 0.5 * (innocent.sum() / (len(innocent) + 1e-5) - illegal.sum() / (len(illegal) + 1e-5))
+def upper(illegal: Tensor, innocent: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """L_up = (mean innocent loss - mean illegal loss) / 2; an absent class counts 0 (freezeasguard.md §1.3).
+
+    Args:
+        illegal, innocent: loss of each sample.
+        weights: of the illegal and of the innocent mean.
+    """
+    bad, good = illegal.sum() / (len(illegal) + 1e-5), innocent.sum() / (len(innocent) + 1e-5)
+    return 0.5 * (weights[1] * good - weights[0] * bad)
+
+
+def mean_losses(model: Model, data: GuardData, seed: int, batches: int = 8, size: int = 16) -> tuple[float, float]:
+    """Mean denoising loss of the publisher's illegal and innocent data, on fixed draws: (illegal, innocent)."""
+    totals = torch.zeros(2, dtype=torch.float64)
+    for k in range(batches):
+        step = Step(k, batches, seed)
+        drawn = [draw(side, step, "gain", size) for side in (data.illegal_publisher, data.innocent_publisher)]
+        with torch.no_grad():
+            totals += torch.stack([part.mean().double().cpu() for part in losses(model, drawn, step, "gain")])
+    illegal, innocent = (totals / batches).tolist()
+    return illegal, innocent

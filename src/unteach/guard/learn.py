@@ -24,7 +24,7 @@ from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, NumericsError
 from unteach.guard.budget import costs, groups, projected
 from unteach.guard.config import FreezeAsGuard
-from unteach.guard.data import Batch, GuardData, draw, losses, pooled, upper
+from unteach.guard.data import Batch, GuardData, draw, losses, mean_losses, pooled, upper
 from unteach.guard.user import User
 
 __all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn", "leave_one_out"]
@@ -84,6 +84,7 @@ class MaskLearner:
         self.average = torch.zeros(count)
         self.difference: dict[str, Tensor] = {}
         self.user_ = User(config, seed)
+        self.weights = (1.0, config.innocent_weight)
 
     def mask(self) -> Tensor:
         """m, one entry a group."""
@@ -137,7 +138,8 @@ class MaskLearner:
                 inner[k] += self.user_.rate * float((1 - m[k]) * (unrolled[name] * g).sum())
 
         with self._each(use):
-            torch.autograd.backward(upper(*losses(self.model, [illegal, innocent], step, "publisher")))
+            each = losses(self.model, [illegal, innocent], step, "publisher")
+            torch.autograd.backward(upper(each[0], each[1], self.weights))
         self.move(inner.float())
         return float(inner.abs().max())
 
@@ -168,10 +170,13 @@ class MaskLearner:
 
         def use(name: str, g: Tensor) -> None:
             free = 1 - float(m[self.of[name]])
-            u = self.user_.update(name, g.detach())
+            # The gradient of θ_ft is (1 - m)·g. Adam divides by its size, SGD's step is linear in it.
+            linear = self.config.user == "sgd"
+            u = self.user_.update(name, g.detach() if linear else free * g.detach())
+            moved = free if linear else 1.0
             with torch.no_grad():
-                self.difference[name].add_(u.to(self.difference[name]), alpha=free)
-                self.params[name].sub_(u, alpha=free * free)
+                self.difference[name].add_(u.to(self.difference[name]), alpha=moved)
+                self.params[name].sub_(u, alpha=moved * free)
 
         with self._each(use):
             loss = torch.cat(losses(self.model, batches, step, "user")).mean()
@@ -243,6 +248,7 @@ def _learn(
     def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
         return draw(both, step, "relearn", len(items))
 
+    before = mean_losses(model, data, seed) if c.scale == "gain" else None
     finetune(
         model,
         drawn,
@@ -255,15 +261,18 @@ def _learn(
     )
     relearned = folder / "relearned.safetensors"
     state.save(relearned, {name: value.detach() for name, value in learner.params.items()}, {"what": "relearned"})
-    with safe_open(pre_path, framework="pt") as pre:
-        learner.blend(pre.get_tensor)
+    if before is not None:
+        learner.weights = _by_gain(before, mean_losses(model, data, seed), c.innocent_weight)
+    start = relearned if c.user_start == "relearned" else pre_path
+    _begin(learner, pre_path, start)
     log: list[dict[str, float]] = []
     last, stable, done = set(learner.hard()), 0, 0
     for index in range(c.steps):
         step = Step(index, c.steps, seed)
         done = index + 1
         if c.reset_every and index and index % c.reset_every == 0:
-            _reset(learner, pre_path, relearned)
+            _begin(learner, pre_path, start)
+            learner.user_.begin(learner.user_.life + 1)
         if index % c.interval == 0:
             largest = learner.publisher(*_publisher_batches(data, c, step), step)
             now = set(learner.hard())
@@ -296,6 +305,25 @@ def _learn(
     )
 
 
+def _by_gain(before: tuple[float, float], after: tuple[float, float], innocent: float) -> tuple[float, float]:
+    """Weights that measure each side in its own gain; their mean is that of (1, ``innocent``).
+
+    Raises:
+        NumericsError: relearning gained nothing on a side, so there is nothing to measure in.
+    """
+    gains = [b - a for b, a in zip(before, after, strict=True)]
+    sides = [f"{b:.4g} before, {a:.4g} after" for b, a in zip(before, after, strict=True)]
+    if not all(math.isfinite(gain) and gain > 0 for gain in gains):
+        raise NumericsError(
+            "the relearned model is no better on one side, so its gain cannot be the unit of that side",
+            found=f"losses: illegal {sides[0]}; innocent {sides[1]}",
+            fix="more relearn_steps, another relearn_rate, or scale=raw",
+        )
+    first, second = 1 / gains[0], innocent / gains[1]
+    factor = (1 + innocent) / (first + second)
+    return first * factor, second * factor
+
+
 def _publisher_batches(data: GuardData, c: FreezeAsGuard, step: Step) -> tuple[Batch, Batch]:
     """The publisher's illegal and innocent samples: half and half, or as the pool gives them (§1.5: perhaps none)."""
     if c.balanced:
@@ -320,14 +348,13 @@ def _check_same(path: Path, params: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _reset(learner: MaskLearner, pre_path: Path, relearned: Path) -> None:
-    """A new user: θ_ft is the relearned model again, under the mask of now; read tensor by tensor."""
-    with torch.no_grad(), safe_open(relearned, framework="pt") as start:
+def _begin(learner: MaskLearner, pre_path: Path, start: Path) -> None:
+    """θ_ft is what ``start`` holds, under the mask of now; read tensor by tensor."""
+    with torch.no_grad(), safe_open(start, framework="pt") as begun:
         for name, value in learner.params.items():
-            value.copy_(start.get_tensor(name))
+            value.copy_(begun.get_tensor(name))
     with safe_open(pre_path, framework="pt") as pre:
         learner.blend(pre.get_tensor)
-    learner.user_.begin(learner.user_.life + 1)
 
 
 def jaccard(a: Sequence[str], b: Sequence[str]) -> float:

@@ -11,11 +11,12 @@ LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Values over x = 1..n; ``css`` names the colour; a None breaks the line."""
+    """Values over x = 1..n, or over given places; ``css`` names the colour; a None breaks the line."""
 
     label: str
     css: str
     values: tuple[float | None, ...]
+    named: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +48,33 @@ def lines(
     width: int = 340,
     height: int = 190,
     names: int = 0,
+    at: Sequence[float] = (),
 ) -> Markup:
     """A chart of lines.
 
     Args:
         series: drawn in this order, so the last one lies on top.
         title: for a screen reader.
-        x_label: what 1..n counts.
+        x_label: what 1..n, or ``at``, counts.
         scale: ticks of the y axis; made from the values when not given.
         width: in units of the drawing, which is scaled to its place.
         height: the same.
-        names: room on the right for the names of the lines; 0 = none are written.
+        names: room on the right for the names of the lines that are ``named``; 0 = none are written.
+        at: rising places of the values on the x axis; 1..n when not given.
     """
     known = [v for line in series for v in line.values if v is not None]
     count = max((len(line.values) for line in series), default=0)
     if not known or not count:
         return Markup("")
     scale = scale or ticks(min(known), max(known))
-    frame = _Frame(width, height, (1, max(count, 2)), (scale[0], scale[-1]), RIGHT + names)
+    places = [float(x) for x in at] or [float(t) for t in range(1, count + 1)]
+    frame = _Frame(width, height, (places[0], max(places[-1], places[0] + 1)), (scale[0], scale[-1]), RIGHT + names)
     every = max(1, math.ceil(count / 10))
-    parts = [frame.axes(scale, [float(t) for t in range(1, count + 1) if (t - 1) % every == 0], x_label)]
+    shown = _apart(places, frame) if at else [t for t in places if (t - 1) % every == 0]
+    parts = [frame.axes(scale, shown, x_label)]
     for line in series:
         for run in _unbroken(line.values):
-            points = [(frame.x(i + 1), frame.y(v)) for i, v in run]
+            points = [(frame.x(places[i]), frame.y(v)) for i, v in run]
             if len(points) == 1:
                 parts.append(f'<circle class="dot {line.css}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3">')
                 parts.append(f"<title>{escape(line.label)}</title></circle>")
@@ -77,7 +82,7 @@ def lines(
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             parts.append(f'<polyline class="{line.css}" points="{path}"><title>{escape(line.label)}</title></polyline>')
     if names:
-        parts += _names(frame, series)
+        parts += _names(frame, [line for line in series if line.named], places)
     return _svg(frame, title, parts)
 
 
@@ -138,13 +143,22 @@ def _svg(frame: _Frame, title: str, parts: Sequence[str]) -> Markup:
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def _names(frame: _Frame, series: Sequence[Line]) -> list[str]:
+def _apart(places: Sequence[float], frame: _Frame, room: float = 24) -> list[float]:
+    """Those places that have room for their number, from both ends inwards."""
+    kept = [places[0]]
+    for place in places[1:-1]:
+        if frame.x(place) - frame.x(kept[-1]) >= room and frame.x(places[-1]) - frame.x(place) >= room:
+            kept.append(place)
+    return [*kept, places[-1]] if len(places) > 1 else kept
+
+
+def _names(frame: _Frame, series: Sequence[Line], places: Sequence[float]) -> list[str]:
     """Names at the ends of the lines, moved apart where they would overlap."""
     ends = [(line, runs[-1][-1]) for line in series if (runs := _unbroken(line.values))]
     parts, lowest = [], -math.inf
     for line, (i, value) in sorted(ends, key=lambda end: -end[1][1]):
         lowest = max(frame.y(value) + 3.5, lowest + 12)
-        x = frame.x(i + 1) + 6
+        x = frame.x(places[i]) + 6
         parts.append(f'<text class="name {line.css}" x="{x:.1f}" y="{lowest:.1f}">{escape(line.label)}</text>')
     return parts
 

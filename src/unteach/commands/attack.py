@@ -1,0 +1,325 @@
+"""``unteach attack relearn``: fine-tune on domains without and with the freeze mask, and write what came back."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unteach.attack.sweep import UNPROTECTED, sweep
+from unteach.commands import domains
+from unteach.commands.domains import Domain
+from unteach.commands.guard_plan import Base, check_domains, same_run
+from unteach.commands.options_guard import Attack
+from unteach.commands.plan import CANVAS, Mistakes
+from unteach.commands.terminal import aligned, say, wrote
+from unteach.core import state
+from unteach.diffusion.examples import Examples
+from unteach.diffusion.model import Model
+from unteach.errors import CheckpointError, ConfigError
+from unteach.evaluate import environment
+from unteach.guard.data import GuardData
+from unteach.guard.manifest import FreezeManifest
+from unteach.guard.record import MaskRecord, check_model
+
+__all__ = ["Mask", "run"]
+
+FORMAT, VERSION = "unteach-relearning", 1
+DECISIVE = ("base", "mask", "steps", "rank", "batch_size", "draws", "seed")
+GROWS = ("illegal", "innocent", "rates", "modes", "seeds", "ignore")
+"""What the same folder may be asked more of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What an attack needs of a mask, from its folder or from its manifest alone.
+
+    Attributes:
+        name: of the method that made it.
+        model: digest of the model that it is for.
+        shapes: every tensor of the model.
+        frozen: names.
+        illegal, innocent: domains that it was made from, as they can be read again; from a manifest only bundled ones.
+        lost: names of domains that cannot be read again.
+        digests: of the sets made of them.
+        seed: that split the pictures.
+    """
+
+    name: str
+    model: str
+    shapes: dict[str, tuple[int, ...]]
+    frozen: tuple[str, ...]
+    illegal: tuple[str, ...]
+    innocent: tuple[str, ...]
+    lost: tuple[str, ...]
+    digests: dict[str, str]
+    seed: int
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict[str, Any]) -> "Mask":
+        """From the folder of ``guard learn``; its config knows where the pictures are."""
+        record = MaskRecord.load(folder / "mask.json")
+        given = [tuple(map(str, config.get(key) or ())) for key in ("illegal", "innocent")]
+        if [tuple(map(domains.shown, names)) for names in given] != [record.data.illegal, record.data.innocent]:
+            raise CheckpointError(f"{folder} holds a configuration and a mask that do not belong together")
+        return cls(
+            name=record.name,
+            model=record.model.digest,
+            shapes={t.name: t.shape for t in record.tensors},
+            frozen=record.frozen,
+            illegal=given[0],
+            innocent=given[1],
+            lost=(),
+            digests=dict(record.data.digests),
+            seed=record.data.seed,
+        )
+
+    @classmethod
+    def from_manifest(cls, path: Path) -> "Mask":
+        """From a manifest, whose folders of pictures are known by name only."""
+        manifest = FreezeManifest.load(path)
+        made = manifest.provenance
+        names = [[str(n) for n in made.method.get(key) or ()] for key in ("illegal", "innocent")]
+        known = [tuple(name for name in each if name in domains.available()) for each in names]
+        return cls(
+            name=str(made.method.get("name") or "mask"),
+            model=manifest.model,
+            shapes={t.name: t.shape for t in manifest.tensors},
+            frozen=manifest.frozen,
+            illegal=known[0],
+            innocent=known[1],
+            lost=tuple(name for each in names for name in each if name not in domains.available()),
+            digests=dict(made.data),
+            seed=made.seeds[0] if made.seeds else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sets:
+    """Everything that is fine-tuned on and measured."""
+
+    attacked: list[tuple[Domain, str]]
+    data: dict[str, Examples]
+    probes: dict[str, Examples]
+    learned: list[Examples]
+
+
+def run(options: Attack, command: str) -> int:
+    """Attack what is left to attack, and say what came back."""
+    base, mask = _resolve(options)
+    out = options.out
+    if out is None:
+        raise ConfigError("no folder for the result was given", fix="add --out DIR")
+    model, erased = base.load()
+    if mask is not None:
+        check_model(model, mask.shapes, mask.model, "the mask")
+    sets = _read(options, base, model, mask, erased.get("targets", []))
+    config = _config(options, model, mask)
+    if (out / "config.json").exists():
+        same_run(out / "config.json", config, DECISIVE, GROWS)
+        say(f"{out} holds this attack: going on")
+    masks = {} if mask is None else {mask.name: mask.frozen}
+    cells = len(options.modes) * len(options.rates) * len(options.seeds) * (1 + len(masks) * (1 + options.ignore))
+    say(f"attacking {base.name}: {len(sets.attacked)} domains, {cells} attacks each, of {max(options.steps)} steps")
+    if mask is not None:
+        say(f"the mask '{mask.name}' freezes {len(mask.frozen)} of {len(mask.shapes)} tensors")
+        if mask.lost:
+            say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
+    state.write_json(out / "config.json", config)
+    records: list[dict[str, Any]] = []
+    for domain, role in sets.attacked:
+        found = sweep(
+            model,
+            sets.data[domain.name],
+            sets.probes,
+            masks=masks,
+            out=out / "cells",
+            steps=options.steps,
+            learning_rates=options.rates,
+            modes=options.modes,
+            honoured=(True, False) if options.ignore else (True,),
+            seeds=options.seeds,
+            rank=options.rank,
+            batch_size=options.batch_size,
+            draws=options.draws,
+            mask_data=sets.learned,
+            on_cell=lambda done, total, name=domain.name: say(f"  {name}: {done} of {total}"),  # type: ignore[misc]
+        )
+        records += [{"domain": domain.name, **record} for record in found]
+        for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
+            say(line)
+    path = state.write_json(out / "relearning.json", _result(base, model, mask, sets, records, command))
+    wrote([path])
+    return 0
+
+
+def _resolve(options: Attack) -> tuple[Base, Mask | None]:
+    """Check everything that can be checked without loading the model."""
+    found, config, mask = Mistakes(), None, None
+    if options.guard is not None and options.manifest is not None:
+        found.say("give --guard or --manifest, not both")
+    elif options.guard is not None:
+        folder = options.guard
+        config = found.catch(lambda: _guard_config(folder))
+        mask = None if config is None else found.catch(lambda: Mask.from_folder(folder, config))
+    elif options.manifest is not None:
+        path = options.manifest
+        mask = found.catch(lambda: Mask.from_manifest(path))
+    elif options.ignore:
+        found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
+    known = config or {}
+    base = Base.checked(
+        str(options.model or known.get("model") or CANVAS),
+        options.erased or known.get("erased"),
+        options.device,
+        options.threads,
+        found,
+    )
+    if not options.illegal:
+        found.say("nothing to relearn was named: add --illegal NAME or FOLDER (see: unteach list domains)")
+    check_domains([*options.illegal, *options.innocent], base, found)
+    lists: dict[str, Sequence[float | str]] = {
+        "steps": options.steps, "rates": options.rates, "modes": options.modes, "seeds": options.seeds
+    }  # fmt: skip
+    for key, values in lists.items():
+        if not values or len(set(values)) < len(values):
+            found.say(f"{key} must be different values, at least one, found {list(values)}")
+    for key, least in (("steps", 1), ("seeds", 0)):
+        if any(value < least for value in getattr(options, key)):
+            found.say(f"{key} must be at least {least}, found {list(getattr(options, key))}")
+    if not all(rate > 0 and math.isfinite(rate) for rate in options.rates):
+        found.say(f"rates must be above 0, found {list(options.rates)}")
+    for key in ("rank", "batch_size", "draws"):
+        if getattr(options, key) < 1:
+            found.say(f"{key.replace('_', '-')} must be at least 1, found {getattr(options, key)}")
+    if options.out is None:
+        found.say("no folder for the result was given: add --out DIR")
+    found.stop()
+    return base, mask
+
+
+def _guard_config(folder: Path) -> dict[str, Any]:
+    if not (folder / "mask.json").is_file():
+        raise ConfigError(
+            f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
+        )
+    config = state.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
+    return config
+
+
+def _config(options: Attack, model: Model, mask: Mask | None) -> dict[str, Any]:
+    """What decides the result, as plain data; the model and the mask by their digests."""
+    lists: dict[str, Any] = {key: list(getattr(options, key)) for key in ("illegal", "innocent", "modes", "seeds")}
+    return {
+        **lists,
+        "rates": list(options.rates),
+        "steps": sorted(options.steps),
+        "ignore": [False, True] if options.ignore else [False],
+        "rank": options.rank,
+        "batch_size": options.batch_size,
+        "draws": options.draws,
+        "base": model.digest(fresh=True),
+        "mask": None if mask is None else state.fingerprint(sorted(mask.frozen)),
+        "seed": 0 if mask is None else mask.seed,
+    }
+
+
+def _read(options: Attack, base: Base, model: Model, mask: Mask | None, erased: Sequence[str]) -> _Sets:
+    """Read, compare and encode: nothing that the mask was learned from may be attacked with or measured on."""
+    found, seed = Mistakes(), 0 if mask is None else mask.seed
+    names = [*options.illegal, *options.innocent]
+    read = [found.catch(lambda g=g: Domain.read(g, model, seed)) for g in names]  # type: ignore[misc]
+    mine = [] if mask is None else [*mask.illegal, *mask.innocent]
+    learned = [found.catch(lambda g=g: Domain.read(g, model, seed)) for g in mine]  # type: ignore[misc]
+    found.stop()
+    attacked, sources = [d for d in read if d is not None], [d for d in learned if d is not None]
+    bad, good = attacked[: len(options.illegal)], attacked[len(options.illegal) :]
+    found.catch(
+        lambda: domains.apart(
+            [(d.name, set(d.ids)) for d in bad],
+            [(d.name, set(d.ids)) for d in good],
+            "what is illegal must not be among what is innocent",
+        )
+    )
+    found.catch(
+        lambda: domains.apart(
+            [(d.name, d.side("attack")) for d in attacked],
+            [(f"{d.name} (the mask's)", d.side("mask")) for d in sources],
+            "an attack must not use pictures that the mask was learned from",
+        )
+    )
+    found.stop()
+    seen = {name for d in sources for name in d.ids}
+    roles = ["illegal"] * len(bad) + ["innocent" if mask is None or seen & set(d.ids) else "unseen" for d in good]
+    data = {d.name: d.examples(model, "attack") for d in attacked}
+    probes = {d.name: d.examples(model, "probe") for d in attacked}
+    if base.canvas:
+        probes[domains.REST] = domains.rest(model, erased)
+    return _Sets(
+        attacked=list(zip(attacked, roles, strict=True)),
+        data=data,
+        probes=probes,
+        learned=[] if mask is None else _mask_data(mask, model, sources),
+    )
+
+
+def _mask_data(mask: Mask, model: Model, sources: Sequence[Domain]) -> list[Examples]:
+    """The sets that the mask was made from, built again; refused when they are not the same.
+
+    Raises:
+        CheckpointError: the pictures changed since.
+    """
+    if not sources:
+        return []
+    count = len(mask.illegal)
+    user, publisher = ([d.examples(model, role) for d in sources] for role in domains.SIDES["mask"])
+    if not mask.lost and count and len(sources) > count:
+        again = GuardData(user[:count], publisher[:count], user[count:], publisher[count:]).digests()
+        if again != mask.digests:
+            changed = [name for name in again if again[name] != mask.digests.get(name)]
+            raise CheckpointError(
+                "the pictures that the mask was learned from cannot be told any more: they changed since",
+                found=f"other digests of {', '.join(changed)}",
+                fix="put them back, or learn the mask again",
+            )
+    return [*user, *publisher]
+
+
+def _result(
+    base: Base, model: Model, mask: Mask | None, sets: _Sets, records: list[dict[str, Any]], command: str
+) -> dict[str, Any]:
+    """The content of relearning.json."""
+    of = None
+    if mask is not None:
+        digest = state.fingerprint(sorted(mask.frozen))
+        of = {"name": mask.name, "digest": digest, "tensors": len(mask.frozen), "of": len(mask.shapes)}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {"name": base.name, "digest": model.digest(fresh=True)},
+        "mask": of,
+        "domains": [{"name": d.name, "role": role, "images": len(sets.data[d.name])} for d, role in sets.attacked],
+        "probes": list(sets.probes),
+        "records": records,
+        "environment": vars(environment.collect()),
+        "command": command,
+    }
+
+
+def _table(domain: str, role: str, records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Losses of the domain's own probe at each step, what was recovered, and what became of everything else."""
+    longest = max((record["at"] for record in records), key=len)
+    head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", domains.REST)
+    rows = []
+    for r in records:
+        arm = r["mask"] if r["mask"] == UNPROTECTED else f"{r['mask']}, {'kept' if r['honoured'] else 'ignored'}"
+        losses, shares, others = r["losses"][domain], r["recovery"][domain], r["losses"].get(domains.REST, [])
+        cells = [f"{x:.4f}" for x in losses] + ["diverged"] * (len(longest) - len(losses))
+        share = "–" if r["diverged"] or not shares or shares[-1] is None else f"{shares[-1]:.0%}"
+        rest = f"{others[0]:.4f} → {others[-1]:.4f}" if others else "–"
+        what = f"{arm} ({r['mode']}, rate {r['learning_rate']:g}, seed {r['seed']})"
+        rows.append((what, *cells, share, rest))
+    yield f"{domain} ({role}): loss on held-out pictures, lower is more relearned"
+    yield aligned([head, *rows])

@@ -1,0 +1,343 @@
+"""``unteach guard``: learn a mask, make keys, publish the model with its manifest, show a policy."""
+
+import math
+import shutil
+import tempfile
+import textwrap
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from unteach.commands import domains
+from unteach.commands.domains import Domain
+from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, resolve
+from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
+from unteach.commands.plan import Mistakes
+from unteach.commands.terminal import aligned, interactive, say, wrote
+from unteach.core import state
+from unteach.core.loop import Step
+from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.delta import forget_paths
+from unteach.diffusion.finetune import Finetune, finetune
+from unteach.diffusion.loading import quiet
+from unteach.diffusion.model import Model
+from unteach.errors import CheckpointError, ConfigError
+from unteach.evaluate import environment
+from unteach.guard import signing
+from unteach.guard import verify as checking
+from unteach.guard.baselines import Case, baselines, layer_type
+from unteach.guard.data import GuardData, draw, losses
+from unteach.guard.learn import learn as learn_mask
+from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
+from unteach.guard.record import MaskData, MaskRecord
+from unteach.report import view
+
+__all__ = ["apply", "keygen", "learn", "show"]
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PRIVATE, PUBLIC = "guard-private.pem", "guard-public.pem"
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The mask's domains and the sets made of them."""
+
+    illegal: list[Domain]
+    innocent: list[Domain]
+    data: GuardData
+
+    @classmethod
+    def read(cls, plan: GuardPlan, model: Model) -> "Pictures":
+        """Read and encode; every domain that cannot be used is reported."""
+        found = Mistakes()
+        read = [found.catch(lambda g=g: Domain.read(g, model, plan.seed)) for g in (*plan.illegal, *plan.innocent)]  # type: ignore[misc]
+        found.stop()
+        every = [domain for domain in read if domain is not None]
+        illegal, innocent = every[: len(plan.illegal)], every[len(plan.illegal) :]
+        domains.apart(
+            [(d.name, set(d.ids)) for d in illegal],
+            [(d.name, set(d.ids)) for d in innocent],
+            "what is illegal must not be among what is innocent",
+        )
+        user, publisher = domains.SIDES["mask"]
+        data = GuardData(
+            [d.examples(model, user) for d in illegal],
+            [d.examples(model, publisher) for d in illegal],
+            [d.examples(model, user) for d in innocent],
+            [d.examples(model, publisher) for d in innocent],
+        )
+        return cls(illegal, innocent, data)
+
+    def lines(self) -> list[str]:
+        """What there is, for the terminal."""
+        rows = [("domain", "kind", *(f"{role}" for role in domains.ROLES))]
+        for kind, side in (("illegal", self.illegal), ("innocent", self.innocent)):
+            rows += [(d.name, kind, *(str(len(d.roles[role])) for role in domains.ROLES)) for d in side]
+        return [aligned(rows), "  (pictures of each role; attack and probe are kept for `unteach attack`)"]
+
+
+def learn(options: GuardLearn, command: str) -> int:
+    """Learn a mask, or with ``--dry-run`` say what would be done."""
+    plan = resolve(options)
+    known = plan.check_folder()
+    model, erased = plan.base.load()
+    pictures = Pictures.read(plan, model)
+    if options.dry_run:
+        say(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True).rstrip() + "\n")
+        for line in pictures.lines():
+            say(line)
+        count = sum(1 for _ in model.denoiser.parameters())
+        say(f"{count} tensors to choose from; {_estimate(plan, model, pictures.data)}")
+        if known:
+            say(f"{plan.out} holds this run already: it would go on")
+        say("dry run: nothing was written")
+        return 0
+    if plan.out is None:
+        raise ConfigError("no folder for the result was given", fix="add --out DIR")
+    out, path = plan.out, plan.out / "mask.json"
+    say(f"choosing what to freeze in {plan.base.name} with {plan.method}")
+    for line in pictures.lines():
+        say(line)
+    if path.exists():
+        record = MaskRecord.load(path)
+        record.check(model)
+        say(f"{out} holds the finished mask")
+    else:
+        if known:
+            say(f"{out} holds this run, begun: going on")
+        say(_estimate(plan, model, pictures.data))
+        state.write_json(out / "config.json", plan.to_dict())
+        record = _make(plan, model, pictures, command)
+        record.save(path)
+        say(f"it took {view.duration(record.seconds)}")
+    if not (out / "manifest.json").exists():
+        record.manifest(model, policy=plan.policy, erased=erased).save(out / "manifest.json")
+    shutil.rmtree(out / "work", ignore_errors=True)  # what is finished needs no checkpoint
+    say(_summary(FreezeManifest.load(out / "manifest.json")))
+    wrote([path, out / "manifest.json"])
+    return 0
+
+
+def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> MaskRecord:
+    """The mask: learned, or a baseline."""
+    begin = time.monotonic()
+    work, data = (plan.out or Path()) / "work", pictures.data
+    learned, frozen, relearned = None, set[str](), None
+    if plan.uses is None or plan.method in LEARNED:
+        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, progress=interactive())
+    if plan.method == "magnitude":
+        relearned = _relearned(plan, model, data, work)
+    if plan.uses is not None:
+        case = Case(
+            model, plan.config.rho, plan.config.budget, plan.seed, relearned, data, learned, samples=plan.samples
+        )
+        frozen = baselines[plan.method](case)
+    more: dict[str, Any] = {
+        "name": plan.method,
+        "model_name": plan.base.name,
+        "data": MaskData(
+            tuple(d.name for d in pictures.illegal), tuple(d.name for d in pictures.innocent), data.digests(), plan.seed
+        ),
+        "seconds": round(time.monotonic() - begin, 3),
+        "environment": vars(environment.collect()),
+        "command": command,
+    }
+    if plan.uses is None and learned is not None:
+        return MaskRecord.from_learned(model, learned, **more)
+    rho = None if plan.method in NO_SHARE else plan.config.rho
+    more |= {"measure": plan.config.budget, "rho": rho, "seed": plan.seed}
+    return MaskRecord.of(model, frozen, method=plan.settings, **more)
+
+
+def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path) -> dict[str, Tensor]:
+    """θ_ft by name, after fine-tuning on the user's data; the model is as before afterwards."""
+    both, c = [*data.illegal_user, *data.innocent_user], plan.config
+    own = dict(model.denoiser.named_parameters())
+    before = {name: value.detach().clone() for name, value in own.items()}
+
+    def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
+        return draw(both, step, "relearn", len(items))
+
+    try:
+        finetune(
+            model,
+            drawn,
+            Finetune(steps=c.relearn_steps, batch_size=c.batch_size, learning_rate=c.relearn_rate),
+            seed=plan.seed,
+            out=work / "relearn",
+            data_id=state.fingerprint([data.digests(), model.digest(fresh=True)]),
+            progress=interactive(),
+            label="relearn",
+        )
+        return {name: value.detach().clone() for name, value in own.items()}
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(before[name])
+        model.weights_changed()
+
+
+def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
+    """How long it will take, from one training step of this size, timed."""
+    steps = plan.config.relearn_steps + (plan.config.steps if plan.uses is None or plan.method in LEARNED else 0)
+    if plan.uses is not None and plan.method not in (*LEARNED, "magnitude"):
+        return "no training is needed"
+    half = max(1, plan.config.batch_size // 2)
+    values = list(model.denoiser.parameters())
+    seconds = math.inf
+    for turn in range(3):
+        begin, step = time.monotonic(), Step(turn, 3, plan.seed)
+        batches = [draw(side, step, "estimate", half) for side in (data.illegal_user, data.innocent_user)]
+        for value in values:
+            value.requires_grad_(True)
+        try:
+            torch.autograd.grad(torch.cat(losses(model, batches, step, "estimate")).mean(), values, allow_unused=True)
+        finally:
+            for value in values:
+                value.requires_grad_(False)
+        seconds = min(seconds, time.monotonic() - begin)
+    return f"{steps} training steps: about {view.duration(1.2 * steps * seconds)}"
+
+
+def keygen(options: GuardKeygen) -> int:
+    """Make a key pair."""
+    private, public = options.out / PRIVATE, options.out / PUBLIC
+    key = signing.keygen(private, public)
+    say(f"made the key {key[:12]}; keep {private.name} secret, and give {public.name} out where people trust you")
+    wrote([private, public])
+    return 0
+
+
+def apply(options: GuardApply) -> int:
+    """Make the folder to publish."""
+    folder, out = options.mask, options.out
+    found = Mistakes()
+    config = found.catch(lambda: _config(folder))
+    record = found.catch(lambda: MaskRecord.load(folder / "mask.json"))
+    manifest = found.catch(lambda: FreezeManifest.load(folder / "manifest.json"))
+    key = None if options.key is None else found.catch(lambda: signing.load_private(str(options.key)))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        found.say(f"{out} exists and is not empty: choose another folder")
+    base = None
+    if config is not None:
+        given = options.model or config.get("model", ""), options.erased or config.get("erased")
+        base = Base.checked(*given, options.device, options.threads, found)
+    found.stop()
+    assert base is not None and record is not None and manifest is not None  # else it has stopped
+    if manifest.frozen != record.frozen or manifest.model != record.model.digest:
+        raise CheckpointError(
+            f"{folder} holds a mask and a manifest that do not belong together",
+            fix="delete manifest.json and run its 'unteach guard learn' again",
+        )
+    model, _ = base.load()
+    record.check(model)
+    _publish(model, manifest, key, out)
+    say(_summary(manifest))
+    say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
+    wrote([out, out / manifest.component / "manifest.json"])
+    return 0
+
+
+def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> None:
+    """Write the pipeline, the manifest, the stamp and the signature into a folder aside, verify it, rename it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}", found=error.strerror or error) from error
+    try:
+        with quiet():
+            model.pipe.save_pretrained(aside, safe_serialization=True, max_shard_size="1TB")
+        forget_paths(aside)
+        part = aside / manifest.component
+        stamp(part / WEIGHTS, manifest)
+        manifest.save(part / "manifest.json")
+        if key is not None:
+            signing.sign(manifest, key).save(part / "manifest.json.sig")
+        verdict = checking.verify(aside, aside, manifest)
+        if verdict.outcome != "conform":
+            raise CheckpointError("the folder would not keep to its own manifest", found=verdict.text())
+        aside.chmod(0o755)
+        aside.replace(out)
+    except OSError as error:
+        raise CheckpointError(
+            f"writing {out} failed; nothing was left behind", found=error.strerror or error
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = state.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
+    return config
+
+
+def show(options: GuardShow) -> int:
+    """Show a policy."""
+    path = options.manifest
+    if path.is_dir():
+        published = sorted(path.glob("*/manifest.json")) if (path / "model_index.json").is_file() else []
+        path = next(iter(published), path / "manifest.json")
+    manifest = FreezeManifest.load(path)
+    say(_summary(manifest))
+    say(f"  of: the {manifest.component} of a model of family {manifest.family}, digest {manifest.model[:12]}")
+    say(f"  manifest {manifest.digest()[:12]}, made {manifest.created}\n")
+    for title, of in (("part", _part), ("kind of layer", lambda t: layer_type(t.name, len(t.shape)))):
+        groups: dict[str, list[FrozenTensor]] = {}
+        for tensor in manifest.tensors:
+            groups.setdefault(of(tensor), []).append(tensor)
+        say(aligned([(title, "tensors frozen", "parameters frozen"), *(_row(k, v) for k, v in groups.items())]) + "\n")
+    scored = sorted((t for t in manifest.tensors if t.score is not None), key=lambda t: (-(t.score or 0.0), t.name))
+    if scored and options.tensors > 0:
+        count = min(options.tensors, len(scored) // 2)
+        chosen = [*scored[:count], *scored[len(scored) - count :]]
+        rows = [(f"{t.score:.4f}", "frozen" if t.frozen else "free", t.name) for t in chosen]
+        say(aligned([("score", "", f"the {count} most and the {count} least scored tensors"), *rows]) + "\n")
+    made = manifest.provenance
+    facts: dict[str, Any] = {
+        key: made.method[key] for key in ("name", "illegal", "innocent", "erased") if key in made.method
+    }
+    settings = {key: value for key, value in made.method.items() if key not in facts}
+    facts |= {"settings": settings, "seeds": made.seeds, "with": made.versions}
+    facts |= {f"data, {name}": digest[:12] for name, digest in made.data.items()}
+    facts |= {f"vouches for the {name}": digest[:12] for name, digest in manifest.components.items()}
+    say("made by")
+    for key, value in facts.items():
+        if value:
+            say(textwrap.fill(f"{key}: {_short(value)}", 110, initial_indent="  ", subsequent_indent="    "))
+    return 0
+
+
+def _summary(manifest: FreezeManifest) -> str:
+    b = manifest.budget
+    asked = "" if b.rho is None else f" (asked for: {b.rho:g} of the {b.measure})"
+    return (
+        f"policy {manifest.policy}: {b.frozen_tensors} of {b.tensors} tensors ({b.share_of_tensors:.1%}) and "
+        f"{b.share_of_parameters:.1%} of the parameters are frozen{asked}"
+    )
+
+
+def _part(tensor: FrozenTensor) -> str:
+    """down_blocks.0, mid_block, up_blocks.1, or the module at the top."""
+    head, *more = tensor.name.split(".")
+    return f"{head}.{more[0]}" if head in ("down_blocks", "up_blocks") else head
+
+
+def _row(name: str, tensors: list[FrozenTensor]) -> tuple[str, str, str]:
+    held, total = sum(t.size for t in tensors if t.frozen), sum(t.size for t in tensors)
+    share = f"{held / max(total, 1):.0%} of {view.size(total, '')}"
+    return name, f"{sum(t.frozen for t in tensors)} of {len(tensors)}", share
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,322 @@
+"""From options to what ``guard learn`` will do, and the model that guard and attack work on; all mistakes together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unteach.commands import domains
+from unteach.commands.options_guard import GuardLearn
+from unteach.commands.plan import CANVAS, Mistakes, device_of, folder_of, is_canvas, parse_settings
+from unteach.commands.terminal import use_threads
+from unteach.core import state
+from unteach.core.registry import near
+from unteach.core.settings import Settings
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.loading import inspect
+from unteach.diffusion.model import Model, load
+from unteach.errors import CheckpointError, ConfigError
+from unteach.guard.baselines import baselines
+from unteach.guard.config import FreezeAsGuard, make, presets
+
+__all__ = ["CANVAS_SETTINGS", "Base", "GuardPlan", "resolve"]
+
+CANVAS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "freezeasguard": {"user_rates": (3e-4,)},
+    "official": {"steps": 500, "relearn_steps": 100, "relearn_rate": 3e-4, "rho": 0.3},
+}
+"""What differs from the methods' own defaults on the bundled model, which is small and fine-tunes best at 3e-4."""
+
+DEFAULT = "freezeasguard"
+LEARNED = ("inverted", "random-tensors", "random-matched")
+"""Baselines that are made from a learned mask, which is learned first."""
+NO_SHARE = ("none", "random-tensors", "random-matched")
+"""Baselines for which no share is asked."""
+_BUDGET = ("rho", "budget")
+_USES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "magnitude": (*_BUDGET, "relearn_steps", "relearn_rate", "batch_size"),
+    "gradient-saliency": (*_BUDGET, "samples"),
+    "gradient-share": (*_BUDGET, "samples"),
+    "fisher-saliency": (*_BUDGET, "samples"),
+}
+"""Settings of baselines; those of the others are the budget's."""
+_LISTS, _TEXTS = ("illegal", "innocent"), ("model", "erased", "method", "policy", "out")
+_KEYS = (*_LISTS, *_TEXTS, "seed", "settings")
+DECISIVE = ("method", "settings", "illegal", "innocent", "seed", "policy")
+"""What must be equal for a run to go on; the model is compared by its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that is guarded or attacked: what was given, and where it is computed."""
+
+    model: str
+    erased: str | None
+    device: str
+    threads: int | None
+
+    @classmethod
+    def checked(cls, model: str, erased: str | None, device: str, threads: int | None, found: Mistakes) -> "Base":
+        """Check what can be checked without loading; mistakes go into ``found``."""
+        found.catch(lambda: inspect(folder_of(model)))
+        if erased is not None:
+            found.catch(lambda: _delta_file(erased))
+        if threads is not None and threads < 1:
+            found.say(f"threads must be at least 1, found {threads}")
+        return cls(model=model, erased=erased, device=found.catch(lambda: device_of(device)) or "cpu", threads=threads)
+
+    @property
+    def canvas(self) -> bool:
+        """Whether it is the bundled model."""
+        return is_canvas(self.model)
+
+    @property
+    def name(self) -> str:
+        """For records: "canvas", or the folder's name without its path."""
+        return CANVAS if self.canvas else folder_of(self.model).resolve().name
+
+    def load(self) -> tuple[Model, dict[str, Any]]:
+        """The model with the erasure laid on, in float32, and the erasure's record (empty without one).
+
+        Raises:
+            ModelError, CheckpointError: a damaged file, or an erasure of another model.
+        """
+        use_threads(self.threads, small=self.canvas)
+        model = load(folder_of(self.model), device=self.device)
+        if self.erased is None:
+            return model, {}
+        delta = WeightDelta.load(_delta_file(self.erased))
+        delta.apply(model)
+        concepts = delta.meta.get("concepts") or []
+        targets = [str(concept["target"]) for concept in concepts if isinstance(concept, dict) and "target" in concept]
+        return model, {"method": delta.meta.get("method"), "targets": targets, "base": delta.meta.get("base")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardPlan:
+    """One mask, resolved and checked.
+
+    Attributes:
+        base: the model.
+        illegal, innocent: domains as given.
+        method: "freezeasguard", "official" or a baseline.
+        config: settings of learning; of a baseline only what it uses counts.
+        uses: the baseline's settings; None when the mask is learned.
+        samples: a class, for saliency.
+        seed: root of every draw.
+        policy: id of the policy, or None.
+        out: folder; None for a dry run only.
+    """
+
+    base: Base
+    illegal: tuple[str, ...]
+    innocent: tuple[str, ...]
+    method: str
+    config: FreezeAsGuard
+    uses: tuple[str, ...] | None
+    samples: int
+    seed: int
+    policy: str | None
+    out: Path | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that the mask depends on."""
+        every = {**self.config.to_dict(), "samples": self.samples}
+        if self.uses is not None:
+            return {key: every[key] for key in self.uses}
+        return {key: value for key, value in every.items() if key not in (FreezeAsGuard.kind, "samples")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``--config`` reads back to an equal plan (without ``out``)."""
+        found: dict[str, Any] = {
+            "model": self.base.model,
+            "erased": self.base.erased,
+            "illegal": list(self.illegal),
+            "innocent": list(self.innocent),
+            "method": self.method,
+            "settings": self.settings,
+            "policy": self.policy,
+            "seed": self.seed,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def check_folder(self) -> bool:
+        """Whether ``out`` holds this very run, begun or finished.
+
+        Raises:
+            CheckpointError: it holds another one; nothing is changed.
+        """
+        if self.out is None or not (path := self.out / "config.json").exists():
+            return False
+        same_run(path, self.to_dict(), DECISIVE)
+        return True
+
+
+def same_run(path: Path, new: Mapping[str, Any], keys: Sequence[str], grows: Sequence[str] = ()) -> None:
+    """Refuse to go on in a folder whose config.json asks for something else.
+
+    Args:
+        path: the config.json that is there.
+        new: what is asked for now.
+        keys: must be equal.
+        grows: lists that may have become longer.
+
+    Raises:
+        CheckpointError: lists the differences.
+    """
+    old = state.read_json(path)
+    if not isinstance(old, dict):
+        raise CheckpointError(f"{path} is damaged: not a configuration", fix="choose another folder")
+    wrong = []
+    for key in (*keys, *grows):
+        a, b = old.get(key), new.get(key)
+        if state.canonical(a) == state.canonical(b):
+            continue
+        if key in grows and isinstance(a, list) and isinstance(b, list) and all(item in b for item in a):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed = [k for k in {**a, **b} if state.canonical(a.get(k)) != state.canonical(b.get(k))]
+            wrong += [f"{k} {a.get(k)!r} there, {b.get(k)!r} asked for" for k in changed[:5]]
+        else:
+            wrong.append(f"{key} {a!r} there, {b!r} asked for")
+    if wrong:
+        raise CheckpointError(
+            f"{path.parent} holds a run with other settings; nothing was changed",
+            found="; ".join(wrong),
+            fix="use the old settings to go on with it, or another --out to start anew",
+        )
+
+
+def resolve(options: GuardLearn) -> GuardPlan:
+    """Merge and check everything that can be checked without loading the model.
+
+    Raises:
+        UnteachError: the one mistake, or a ConfigError that lists all of them.
+    """
+    found = Mistakes()
+    values = _merged(options, found)
+    model, method, seed = values.get("model", CANVAS), values.get("method", DEFAULT), values.get("seed", 0)
+    base = Base.checked(model, values.get("erased"), options.device, options.threads, found)
+    for key, why in (("illegal", "what must not be relearned"), ("innocent", "what others must still learn")):
+        if not values.get(key):
+            found.say(f"no {key} domain was given: add --{key} with {why} (see: unteach list domains)")
+    check_domains([*values.get("illegal", ()), *values.get("innocent", ())], base, found)
+    config, uses, samples = _method(str(method), values["settings"], base.canvas, found)
+    if seed < 0:
+        found.say(f"seed must be at least 0, found {seed}")
+    if "out" not in values and not options.dry_run:
+        found.say("no folder for the result was given: add --out DIR")
+    found.stop()
+    assert config is not None  # else it has stopped
+    return GuardPlan(
+        base=base,
+        illegal=tuple(values["illegal"]),
+        innocent=tuple(values["innocent"]),
+        method=method,
+        config=config,
+        uses=uses,
+        samples=samples,
+        seed=seed,
+        policy=values.get("policy"),
+        out=Path(values["out"]) if "out" in values else None,
+    )
+
+
+def check_domains(given: Sequence[str], base: Base, found: Mistakes) -> None:
+    """Whether these domains exist and have different names; mistakes go into ``found``."""
+    for each in given:
+        found.catch(lambda each=each: domains.source(each, bundled=base.canvas))  # type: ignore[misc]
+    found.catch(lambda: domains.check_names(given))
+
+
+def _method(
+    name: str, given: Mapping[str, Any], canvas: bool, found: Mistakes
+) -> tuple[FreezeAsGuard | None, tuple[str, ...] | None, int]:
+    """Settings of learning, those that a baseline uses, and the samples of saliency."""
+    learns = (DEFAULT, *presets)
+    if name not in (*learns, *baselines):
+        found.say(f"no mask is made by '{name}' ({near(name, [*learns, *baselines])}); see: unteach list masks")
+        return None, None, 0
+    start = name if name in learns else DEFAULT
+    uses = None
+    if name not in learns:
+        learning = tuple(key for key in make(DEFAULT).to_dict() if key != Settings.kind and key != FreezeAsGuard.kind)
+        uses = learning if name in LEARNED else _USES.get(name, _BUDGET)
+        for key in given:
+            if key not in uses:
+                found.say(f"the mask '{name}' has no setting '{key}' ({near(key, uses)})")
+    samples = given.get("samples", 64)
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        found.say(f"samples must be a whole number, at least 1, found {samples!r}")
+    own = {key: value for key, value in given.items() if uses is None or (key in uses and key != "samples")}
+    defaults = CANVAS_SETTINGS.get(start, {}) if canvas else {}
+    return found.catch(lambda: make(start, **{**defaults, **own})), uses, samples
+
+
+def _merged(options: GuardLearn, found: Mistakes) -> dict[str, Any]:
+    """The file's values with the command line's laid over them; wrong ones are reported and left out."""
+    file = {} if options.config is None else _read(options.config, found)
+    line: dict[str, Any] = {key: getattr(options, key) for key in _KEYS if key != "settings"}
+    line = {key: list(v) if isinstance(v, tuple) else v for key, v in line.items() if v is not None}
+    line |= {"out": str(line["out"])} if "out" in line else {}
+    settings = dict(file.get("settings", {}))
+    if line.get("method", file.get("method", DEFAULT)) != file.get("method", DEFAULT):
+        settings = {}  # another method has other settings
+    return {**file, **line, "settings": settings | parse_settings(options.settings, found)}
+
+
+def _read(path: Path, found: Mistakes) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found.say(f"the configuration '{path}' cannot be read: {error}")
+        return {}
+    if not isinstance(content, dict):
+        found.say(f"the configuration '{path}' must be a mapping of options, found {type(content).__name__}")
+        return {}
+    values = {}
+    for key, value in content.items():
+        if problem := _wrong(key, value):
+            found.say(f"{path}: {problem}")
+        elif value is not None:
+            values[key] = value
+    return values
+
+
+def _wrong(key: object, value: object) -> str:
+    """What is wrong with one entry of a configuration file, or ""."""
+    if key not in _KEYS:
+        return f"unknown key '{key}' ({near(str(key), _KEYS)})"
+    if value is None:
+        return ""
+    if key in _TEXTS and not isinstance(value, str):
+        return f"{key} must be text, found {value!r} (put it in quotes)"
+    if key in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return f"{key} must be a list of texts, found {value!r}"
+    if key == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
+        return f"seed must be a whole number, found {value!r}"
+    if key == "settings" and not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
+        return f"settings must be a mapping such as {{rho: 0.2}}, found {value!r}"
+    return ""
+
+
+def _delta_file(erased: str) -> Path:
+    """The delta of an erasure's folder, or the file itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(erased).expanduser()
+    if path.is_dir():
+        if not (path / "delta.safetensors").is_file():
+            raise ConfigError(
+                f"'{erased}' holds no finished erasure", found="no delta.safetensors", fix="run its 'unteach erase'"
+            )
+        return path / "delta.safetensors"
+    if not path.is_file():
+        raise ConfigError(f"there is no erasure '{erased}'", fix="give a folder of 'unteach erase', or its delta file")
+    return path

@@ -1,0 +1,213 @@
+"""The options of ``unteach guard`` and ``unteach attack``; importing this loads neither torch nor diffusers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
+
+from unteach.commands.options import Options
+
+DOMAINS = "NAME|FOLDER ..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Options):
+    """Where it is computed."""
+
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 1 on the bundled model, else torch's choice)")
+    ] = None
+    """Processor threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardLearn(Place):
+    """Learn which tensors to freeze, so that fine-tuning on what is illegal is held back and on the rest is not.
+
+    Writes mask.json and manifest.json. The same command run again goes on where it stopped. `unteach list masks` shows
+    the methods, `unteach list domains` the pictures that come with the bundled model.
+    """
+
+    illegal: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
+    """What fine-tuning must not bring back: domains, or folders of pictures with metadata.jsonl."""
+    innocent: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
+    """What fine-tuning must still be able to learn."""
+    model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: canvas)")] = None
+    """The bundled model, or a local diffusers folder."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: none)")] = None
+    """Result of `unteach erase`, which is laid on the model first."""
+    method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
+    """How to choose: freezeasguard, official, or a baseline."""
+    settings: Annotated[
+        tuple[tuple[str, ...], ...],
+        UseAppendAction,
+        arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(repeatable)"),
+    ] = ()
+    """Settings of the method, such as rho=0.2 budget=parameters."""
+    config: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
+    """Any of these options from a file (keys as here, settings as a mapping); the command line wins."""
+    policy: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: made from the mask)")] = None
+    """Id of the freeze policy in the manifest."""
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None
+    """Root of every random draw, and of who gets which picture."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required, but for --dry-run)")] = None
+    """Folder of the result and of what resuming needs."""
+    dry_run: bool = False
+    """Check everything, show what would be done and estimate what it costs; write nothing."""
+
+    def run(self, command: str) -> int:
+        """Learn a mask."""
+        from unteach.commands import guard
+
+        return guard.learn(self, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardKeygen(Options):
+    """Make the key pair that manifests are signed with; never overwrites one."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder of guard-private.pem (keep it secret) and guard-public.pem."""
+
+    def run(self, command: str) -> int:
+        """Make keys."""
+        from unteach.commands import guard
+
+        return guard.keygen(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardApply(Place):
+    """Make the folder to publish: the model, its freeze manifest, the stamp in the weights, and a signature.
+
+    The folder appears whole or not at all, and is verified before.
+    """
+
+    mask: Annotated[Positional[Path], arg(metavar="DIR")]
+    """The --out folder of `unteach guard learn`."""
+    out: Annotated[Path, arg(metavar="PUBLISHED")]
+    """The diffusers folder to make."""
+    key: Annotated[Path | None, arg(metavar="PRIVATE.pem", help_behavior_hint="(default: not signed)")] = None
+    """Signs the manifest."""
+    model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's)")] = None
+    """Where the model is now, if it was moved."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's)")] = None
+    """Where the erasure is now, if it was moved."""
+
+    def run(self, command: str) -> int:
+        """Publish."""
+        from unteach.commands import guard
+
+        return guard.apply(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardShow(Options):
+    """Show a freeze policy: how much it freezes, where in the model, and where it comes from."""
+
+    manifest: Annotated[Positional[Path], arg(metavar="DIR|MANIFEST")]
+    """A manifest, the folder of `unteach guard learn`, or a published model."""
+    tensors: Annotated[int, arg(metavar="N")] = 5
+    """How many of the most and of the least scored tensors."""
+
+    def run(self, command: str) -> int:
+        """Show."""
+        from unteach.commands import guard
+
+        return guard.show(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardVerify(Options):
+    """Check a checkpoint or an adapter against a freeze manifest; loads no model and runs no code of it.
+
+    Exit codes: 0 conform, 1 violates, 3 undecidable, 2 no verdict (an error). Only 0 is a pass.
+    """
+
+    base: Annotated[Positional[Path], arg(metavar="BASE")]
+    """The published model: its folder (best), its unet folder or file."""
+    candidate: Annotated[Positional[Path], arg(metavar="CANDIDATE")]
+    """What somebody made of it: a folder, a safetensors file, a LoRA, a weight delta."""
+    manifest: Annotated[Path, arg(metavar="FILE")]
+    """The freeze manifest."""
+    signature: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: not checked)")] = None
+    """The manifest's signature."""
+    public_key: Annotated[Path | None, arg(metavar="PUBLIC.pem", help_behavior_hint="(needed with --signature)")] = None
+    """The publisher's key, from where you trust it."""
+    json: bool = False
+    """Print the verdict as JSON."""
+
+    def run(self, command: str) -> int:
+        """Verify."""
+        from unteach.commands import guard_verify
+
+        return guard_verify.verify(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Freeze tensors against relearning: learn a mask, publish the model with its manifest, verify what others upload.
+
+    A mask binds only those who keep to it: whoever ignores it trains as before.
+    """
+
+    command: OmitSubcommandPrefixes[
+        Annotated[GuardLearn, subcommand("learn")]
+        | Annotated[GuardKeygen, subcommand("keygen")]
+        | Annotated[GuardApply, subcommand("apply")]
+        | Annotated[GuardShow, subcommand("show")]
+        | Annotated[GuardVerify, subcommand("verify")]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Place):
+    """Attack a model by fine-tuning it, with and without its freeze mask, and see what comes back.
+
+    The only attack is `relearn`. The unprotected model goes through the same beside it. The same command run again goes
+    on where it stopped. No picture that a mask was learned from is attacked with or measured on.
+    """
+
+    attack: Annotated[Positional[Literal["relearn"]], arg(metavar="relearn")]
+    """Which attack."""
+    guard: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: no mask)")] = None
+    """The --out folder of `unteach guard learn`: brings mask, model and erasure."""
+    manifest: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Instead of --guard: only its manifest.json."""
+    model: Annotated[
+        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's, or canvas)")
+    ] = None
+    """What to attack: the bundled model, or a local diffusers folder."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's, or none)")] = None
+    """Result of `unteach erase`, which is laid on the model first."""
+    illegal: Annotated[tuple[str, ...], arg(metavar=DOMAINS, help_behavior_hint="")] = ()
+    """What the attacker wants back: domains, or folders of pictures with metadata.jsonl."""
+    innocent: Annotated[tuple[str, ...], arg(metavar=DOMAINS, help_behavior_hint="")] = ()
+    """What others fine-tune on, by the same code."""
+    steps: Annotated[tuple[int, ...], arg(metavar="N ...")] = (10, 20, 40)
+    """Points at which is measured; the largest is the length."""
+    rates: Annotated[tuple[float, ...], arg(metavar="X ...")] = (3e-4,)
+    """Learning rates of AdamW."""
+    modes: Annotated[tuple[Literal["full", "lora"], ...], arg(metavar="full|lora ...")] = ("full",)
+    """Full fine-tuning, or low-rank factors."""
+    rank: Annotated[int, arg(metavar="N")] = 4
+    """Of the low-rank factors."""
+    ignore: bool = False
+    """Also the attacker who does not keep to the mask."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    """Seeds of the attacks."""
+    batch_size: Annotated[int, arg(metavar="N")] = 16
+    """Pictures a step."""
+    draws: Annotated[int, arg(metavar="N")] = 2
+    """Draws of noise for each picture that is measured on."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required)")] = None
+    """Folder of relearning.json and of the cells."""
+
+    def run(self, command: str) -> int:
+        """Attack."""
+        from unteach.commands import attack
+
+        return attack.run(self, command)
