@@ -341,7 +341,7 @@ def guard_cost_claims() -> list[dict[str, Any]]:
             {
                 "id": f"guard-memory-{cell['user'].replace(', ', '-').replace(' ', '-')}-{cell['name']}",
                 "text": f"A step of mask learning needs at most 2.2 times the weights beside activations "
-                f"({cell['user']} user, {cell['name']} U-Net; allocated tensors, exact; without the relearning before).",
+                f"({cell['user']} user, {cell['name']} U-Net; allocated tensors, exact; without the relearning).",
                 "value": most,
                 "interval": [most, most],
                 "n": 1,
