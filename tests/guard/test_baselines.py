@@ -13,6 +13,7 @@ from tests.guard import sets
 from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.diffusion import Model
+from unteach.diffusion.examples import Examples
 from unteach.errors import ConfigError
 from unteach.guard.baselines import Case, baselines, layer_type, matched, relabelled
 from unteach.guard.budget import costs
@@ -97,20 +98,27 @@ def test_inverted_has_the_lowest_scores(case: Case) -> None:
     assert mask == set(low) and not mask & set(case.learned.frozen)
 
 
+def summed(case: Case, examples: Examples, squared: bool) -> dict[str, torch.Tensor]:
+    """Gradients, or their squares, of the case's three samples, one at a time."""
+    params = case.params()
+    total = {n: torch.zeros_like(v) for n, v in params.items()}
+    for k in range(3):
+        step = Step(k, 3, 0)
+        row = step.randint("saliency rows", len(examples), [0])
+        for value in params.values():
+            value.requires_grad_(True)
+        loss = losses(case.model, [(examples.latents[row], examples.conditioning.index(row))], step, "saliency")[0]
+        for n, g in zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True):
+            total[n] += g**2 if squared else g
+    return total
+
+
 def test_gradient_share_is_the_difference_of_shares_of_the_mean_gradient(case: Case) -> None:
     assert case.data is not None
     params = case.params()
     shares: list[dict[str, float]] = []
     for examples in (case.data.illegal_publisher[0], case.data.innocent_publisher[0]):
-        total = {n: torch.zeros_like(v) for n, v in params.items()}
-        for k in range(3):
-            step = Step(k, 3, 0)
-            row = step.randint("saliency rows", len(examples), [0])
-            for value in params.values():
-                value.requires_grad_(True)
-            loss = losses(case.model, [(examples.latents[row], examples.conditioning.index(row))], step, "saliency")[0]
-            for n, g in zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True):
-                total[n] += g
+        total = summed(case, examples, squared=False)
         sizes = {n: float(v.abs().sum()) for n, v in total.items()}
         shares.append({n: v / sum(sizes.values()) for n, v in sizes.items()})
     case.model.denoiser.requires_grad_(False)
@@ -124,16 +132,7 @@ def test_saliency_is_the_ratio_of_plain_gradients(case: Case, squared: bool) -> 
     params = case.params()
     sums: list[dict[str, torch.Tensor]] = []
     for examples in (case.data.illegal_publisher[0], case.data.innocent_publisher[0]):
-        total = {n: torch.zeros_like(v) for n, v in params.items()}
-        for k in range(3):
-            step = Step(k, 3, 0)
-            row = step.randint("saliency rows", len(examples), [0])
-            for value in params.values():
-                value.requires_grad_(True)
-            loss = losses(case.model, [(examples.latents[row], examples.conditioning.index(row))], step, "saliency")[0]
-            for n, g in zip(params, torch.autograd.grad(loss.sum(), list(params.values())), strict=True):
-                total[n] += g**2 if squared else g
-        sums.append(total)
+        sums.append(summed(case, examples, squared))
     case.model.denoiser.requires_grad_(False)
     ratio = {n: float(sums[0][n].abs().mean() / sums[1][n].abs().mean()) for n in params}
     best = set(sorted(ratio, key=lambda n: -ratio[n])[:36])

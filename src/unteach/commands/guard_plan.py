@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unteach.commands import domains
 from unteach.commands.options_guard import GuardLearn
-from unteach.commands.plan import CANVAS, Mistakes, device_of, folder_of, is_canvas, parse_settings
+from unteach.commands.plan import CANVAS, Mistakes, device_of, folder_of, is_canvas, parse_settings, read_options
 from unteach.commands.terminal import use_threads
 from unteach.core import state
 from unteach.core.registry import near
@@ -259,7 +257,7 @@ def _method(
 
 def _merged(options: GuardLearn, found: Mistakes) -> dict[str, Any]:
     """The file's values with the command line's laid over them; wrong ones are reported and left out."""
-    file = {} if options.config is None else _read(options.config, found)
+    file = {} if options.config is None else read_options(options.config, _wrong, found)
     line: dict[str, Any] = {key: getattr(options, key) for key in _KEYS if key != "settings"}
     line = {key: list(v) if isinstance(v, tuple) else v for key, v in line.items() if v is not None}
     line |= {"out": str(line["out"])} if "out" in line else {}
@@ -267,24 +265,6 @@ def _merged(options: GuardLearn, found: Mistakes) -> dict[str, Any]:
     if line.get("method", file.get("method", DEFAULT)) != file.get("method", DEFAULT):
         settings = {}  # another method has other settings
     return {**file, **line, "settings": settings | parse_settings(options.settings, found)}
-
-
-def _read(path: Path, found: Mistakes) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found.say(f"the configuration '{path}' cannot be read: {error}")
-        return {}
-    if not isinstance(content, dict):
-        found.say(f"the configuration '{path}' must be a mapping of options, found {type(content).__name__}")
-        return {}
-    values = {}
-    for key, value in content.items():
-        if problem := _wrong(key, value):
-            found.say(f"{path}: {problem}")
-        elif value is not None:
-            values[key] = value
-    return values
 
 
 def _wrong(key: object, value: object) -> str:

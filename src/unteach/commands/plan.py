@@ -223,7 +223,7 @@ def parse_settings(texts: tuple[tuple[str, ...], ...], found: Mistakes) -> dict[
 
 def _merged(options: Erase, found: Mistakes) -> dict[str, Any]:
     """The file's values with the command line's laid over them; only well-typed ones, the rest is reported."""
-    file = {} if options.config is None else _read(options.config, found)
+    file = {} if options.config is None else read_options(options.config, _wrong, found)
     line = {key: getattr(options, key) for key in KEYS if key != "settings"}
     line = {key: list(v) if isinstance(v, tuple) else v for key, v in line.items() if v is not None}
     line |= {"out": str(line["out"])} if "out" in line else {}
@@ -242,7 +242,8 @@ def _merged(options: Erase, found: Mistakes) -> dict[str, Any]:
     return {**file, **line, "settings": settings}
 
 
-def _read(path: Path, found: Mistakes) -> dict[str, Any]:
+def read_options(path: Path, wrong: Callable[[object, object], str], found: Mistakes) -> dict[str, Any]:
+    """Options from a YAML file; what ``wrong`` says about an entry is reported, and the entry left out."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -255,8 +256,7 @@ def _read(path: Path, found: Mistakes) -> dict[str, Any]:
         return {}
     values = {}
     for key, value in content.items():
-        problem = _wrong(key, value)
-        if problem:
+        if problem := wrong(key, value):
             found.say(f"{path}: {problem}")
         elif value is not None:
             values[key] = value

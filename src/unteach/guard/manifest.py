@@ -255,7 +255,7 @@ class FreezeManifest:
 
     def canonical(self) -> bytes:
         """The bytes that a signature is over: canonical JSON, the same however the file is laid out."""
-        return state.canonical(_converter.unstructure(self)).encode()
+        return state.canonical(strict.unstructure(self)).encode()
 
     def digest(self) -> str:
         """SHA-256 (hex) of :meth:`canonical`."""
@@ -263,7 +263,7 @@ class FreezeManifest:
 
     def save(self, path: Path | str) -> Path:
         """Write it as readable JSON, atomically; errors as in :func:`unteach.core.state.replacing`."""
-        return state.write_json(path, _converter.unstructure(self))
+        return state.write_json(path, strict.unstructure(self))
 
     @classmethod
     def load(cls, path: Path | str) -> "FreezeManifest":
@@ -283,11 +283,11 @@ class FreezeManifest:
                 fix="use the release of unteach that wrote it, or a newer one",
             )
         try:
-            return _converter.structure(data, cls)
+            return strict.structure(data, cls)
         except CheckpointError as error:
             raise CheckpointError(f"{path} cannot be used: {error.problem}", found=error.found) from error
         except Exception as error:  # cattrs raises exception groups of many kinds
-            mistakes = cattrs.transform_error(error, path="manifest", format_exception=_explain)
+            mistakes = cattrs.transform_error(error, path="manifest", format_exception=explain)
             raise CheckpointError(f"{path} is not a whole freeze manifest", found="; ".join(mistakes[:8])) from error
 
 
@@ -349,7 +349,8 @@ def _contradictions(manifest: FreezeManifest) -> list[str]:
     return problems
 
 
-def _explain(error: BaseException, kind: type | None) -> str:
+def explain(error: BaseException, kind: type | None) -> str:
+    """A mistake that :data:`strict` found, in words."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         return "unknown key(s) " + ", ".join(sorted(f"{key!r:.80}" for key in error.extra_fields))
     if isinstance(error, KeyError):
@@ -376,11 +377,12 @@ def _is_tuple(kind: Any) -> bool:
 def _listed(value: Any, kind: Any) -> Any:
     if not isinstance(value, list | tuple):
         raise ConfigError("must be a list", found=f"{value!r:.80}")
-    return tuple(_converter.structure(item, get_args(kind)[0]) for item in value)
+    return tuple(strict.structure(item, get_args(kind)[0]) for item in value)
 
 
-_converter = cattrs.Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
+strict = cattrs.Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
+"""Reads and writes records without guessing: exact types, no unknown keys."""
 for _kind in (str, int, float, bool):
-    _converter.register_structure_hook(_kind, _exactly)
-_converter.register_structure_hook_func(lambda kind: kind == float | None, _optional_float)
-_converter.register_structure_hook_func(_is_tuple, _listed)
+    strict.register_structure_hook(_kind, _exactly)
+strict.register_structure_hook_func(lambda kind: kind == float | None, _optional_float)
+strict.register_structure_hook_func(_is_tuple, _listed)

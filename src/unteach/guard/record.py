@@ -18,9 +18,7 @@ from unteach.guard.config import FreezeAsGuard
 from unteach.guard.files import bounded_json
 from unteach.guard.hashes import InMemory, model_digest
 from unteach.guard.learn import Learned
-from unteach.guard.manifest import FreezeManifest, Measure, Provenance
-from unteach.guard.manifest import _converter as strict
-from unteach.guard.manifest import _explain as explain
+from unteach.guard.manifest import FreezeManifest, Measure, Provenance, explain, strict
 
 __all__ = ["MaskBudget", "MaskData", "MaskModel", "MaskRecord", "MaskStep", "MaskTensor"]
 
