@@ -5,7 +5,6 @@ hold for prompts outside the training set. Prompt pairs (anchor prompt, target p
 only, as in Concept Ablation and DoCo (doco §1.3).
 """
 
-import csv
 import dataclasses
 import logging
 import re
@@ -17,6 +16,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from unteach.core.registry import near
+from unteach.data import tables
 from unteach.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ class ConceptSet(tuple[Concept, ...]):
             ConfigError: the concepts have mistakes (all are listed).
         """
         try:
-            content = yaml.safe_load(_read(path))
+            content = yaml.safe_load(tables.read(path, "the concepts file", "give a UTF-8 file"))
         except yaml.YAMLError as error:
             raise DataError(f"'{path}' is not valid YAML", found=error) from error
         if isinstance(content, Mapping) and "concepts" in content:
@@ -319,18 +319,15 @@ class ConceptSet(tuple[Concept, ...]):
         """A set from CSV with the fields as columns; several texts in one cell are parted by ``;``.
 
         Raises:
-            DataError: the file is missing.
+            DataError: the file is missing, is not UTF-8, or its quotes do not close.
             ConfigError: the concepts have mistakes (all are listed).
         """
         records: list[dict[str, Any]] = []
-        problems: list[str] = []
-        reader = csv.DictReader(_read(path).splitlines())
-        for row in reader:
-            if None in row:
-                problems.append(f"line {reader.line_num} has more cells than the header")
-            cells = {key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()}
+        header, rows, problems = tables.table(path, "the concepts file")
+        for _, row in rows:
+            cells = {key: value.strip() for key, value in zip(header, row, strict=True) if key and value.strip()}
             records.append({k: _cell(v) if k in _LISTS else v for k, v in cells.items()})
-        unknown = [key for key in reader.fieldnames or () if key.strip() not in _FIELDS]
+        unknown = [key for key in header if key not in _FIELDS]
         problems += [f"unknown column '{key}' ({near(key, _FIELDS)})" for key in unknown]
         if problems:
             raise ConfigError.many(problems, where=f"'{path}'")
@@ -354,10 +351,3 @@ class ConceptSet(tuple[Concept, ...]):
 
 def _cell(value: str) -> list[str]:
     return [part.strip() for part in value.split(";") if part.strip()]
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the concepts file '{path}' cannot be read", found=error, fix="give a UTF-8 file") from error
