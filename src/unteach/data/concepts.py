@@ -8,6 +8,7 @@ only, as in Concept Ablation and DoCo (doco §1.3).
 import dataclasses
 import logging
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 }
 """Templates for a concept that brings neither prompts nor captions, by kind; ``{}`` stands for the name."""
 
+EMPTY_ANCHOR = (
+    ": name what takes its place, such as 'art' or 'a person' (for an empty prompt in its place give an anchor all the "
+    "same and, with the method uce, --set guide=)"
+)
 _LISTS = ("names", "prompts", "captions", "retain")
 _AN = re.compile(r"(?:[aeiou8]|11\b|18\b|hour|honest|honou?r|heir)", re.I)
 _A = re.compile(r"(?:uni(?!m|n)|use|usu|ute|uto|eu|ewe|one\b|once\b|ouija|u\b|ubiq)", re.I)
@@ -142,7 +147,7 @@ class Concept:
                 object.__setattr__(self, name, tuple(value))
         problems = _mistakes({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         if problems:
-            raise ConfigError.many(problems, where=f"the concept {self.target!r}")
+            raise ConfigError.many(problems, where=f"the concept {reprlib.repr(self.target)}")
 
     def pairs(self) -> list[PromptPair]:
         """The training pairs, from templates and captions, duplicates removed.
@@ -191,19 +196,35 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
         if value is None:
             problems.append(f"{key} is missing")
         elif not isinstance(value, str):
-            problems.append(f"{key} must be text, found {value!r} (put it in quotes)")
+            problems.append(f"{key} must be text, found {reprlib.repr(value)} (put it in quotes)")
         elif not value.strip():
-            problems.append(f"{key} is empty")
+            problems.append(f"{key} is empty" + (EMPTY_ANCHOR if key == "anchor" else ""))
+        elif not _whole(value):
+            problems.append(f"{key} holds half a character: {value!a:.60}")
     if record.get("kind", "object") not in ("style", "object"):
-        problems.append(f"kind must be 'style' or 'object', found {record['kind']!r}")
+        problems.append(f"kind must be 'style' or 'object', found {reprlib.repr(record['kind'])}")
     for key in _LISTS:
         value = record.get(key, ())
         if not isinstance(value, list | tuple):
-            problems.append(f"{key} must be a list of texts, found {value!r}")
+            problems.append(f"{key} must be a list of texts, found {reprlib.repr(value)}")
             continue
-        problems += [f"{key}[{i}] must be text, found {v!r}" for i, v in enumerate(value) if not isinstance(v, str)]
-        problems += [f"{key}[{i}] is empty" for i, v in enumerate(value) if isinstance(v, str) and not v.strip()]
+        for i, text in enumerate(value):
+            if not isinstance(text, str):
+                problems.append(f"{key}[{i}] must be text, found {reprlib.repr(text)}")
+            elif not text.strip():
+                problems.append(f"{key}[{i}] is empty")
+            elif not _whole(text):
+                problems.append(f"{key}[{i}] holds half a character: {text!a:.60}")
     return problems
+
+
+def _whole(text: str) -> bool:
+    """Whether it can be written as UTF-8: "\\ud800", half of a character, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mistakes(record: Mapping[str, Any]) -> list[str]:
@@ -214,6 +235,13 @@ def _mistakes(record: Mapping[str, Any]) -> list[str]:
     target, anchor = record["target"], record["anchor"]
     if target.casefold().split() == anchor.casefold().split():
         problems.append(f"target and anchor are both '{anchor}', so nothing would change")
+    # Lists of names, as other programs take them; an anchor may be a description, with commas.
+    for key, marks in (("target", ",;"), ("anchor", ";")):
+        if mark := next((mark for mark in marks if mark in record[key]), None):
+            problems.append(
+                f"{key} '{record[key]}' looks like several names; write one concept for each, in a file for "
+                f"--concepts, or, if it is one name, write it without the '{mark}'"
+            )
     for template in record.get("prompts", ()):
         if "{}" not in template or re.sub(r"\{\}", "", template).strip("{}") != re.sub(r"[{}]", "", template):
             problems.append(f"prompts: '{template}' must contain '{{}}' for the name, and no other braces")
@@ -270,9 +298,11 @@ class ConceptSet(tuple[Concept, ...]):
         problems: list[str] = []
         for i, record in enumerate(records, 1):
             if not isinstance(record, Mapping):
-                problems.append(f"concept {i}: must be a mapping with 'target' and 'anchor', found {record!r}")
+                problems.append(
+                    f"concept {i}: must be a mapping with 'target' and 'anchor', found {reprlib.repr(record)}"
+                )
                 continue
-            name = f" ({record['target']})" if isinstance(record.get("target"), str) and record["target"] else ""
+            name = f" ({record['target']:.60})" if isinstance(record.get("target"), str) and record["target"] else ""
             problems += [f"concept {i}{name}: {problem}" for problem in _mistakes(record)]
         if problems:
             raise ConfigError.many(problems, where=where)
@@ -309,7 +339,7 @@ class ConceptSet(tuple[Concept, ...]):
         if not isinstance(content, list):
             raise ConfigError(
                 f"'{path}' holds no list of concepts",
-                found=repr(content),
+                found=reprlib.repr(content),
                 fix="write a list, '- target: ...' each",
             )
         return cls.from_dicts(content, where=f"'{path}'")

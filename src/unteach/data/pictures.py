@@ -72,7 +72,7 @@ def decode(data: bytes) -> Image.Image:
             raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS // 10**6} million")
         return as_seen(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"no known kind of picture, it begins with {data[:16]!r}") from error
+        raise ValueError(f"no known kind of picture, or cut off early: it begins with {data[:16]!r}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {MOST_PIXELS // 10**6} million pixels") from error
     except ValueError:
@@ -107,7 +107,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 def _shallow(image: Image.Image) -> Image.Image:
     """A picture of one deep channel with 8 bits; the transparent value becomes alpha."""
-    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.asarray(image).astype(np.float32)
     low, high = float(pixels.min()), float(pixels.max())
     whole = image.mode.startswith("I")
     if not (low >= 0 and high <= (65535 if whole else 255)):  # also False for NaN
