@@ -456,7 +456,7 @@ def test_other_endings_are_read_and_what_cannot_be_decoded_is_not_passed_over(tm
     (root / "train" / "a" / "notes.txt").write_text("notes")
     assert len(files.image_folder(root, 2).x) == 4
     (root / "train" / "a" / "e.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
-    with pytest.raises(DataError, match=r"1 of 5 .*e.heic .no known kind"):
+    with pytest.raises(DataError, match=r"1 of 6 .*e.heic .no known kind"):
         files.image_folder(root, 2)
 
 
