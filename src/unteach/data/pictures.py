@@ -66,11 +66,13 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            warnings.simplefilter("ignore")  # of notes beside the pixels, and of a size that the limit below refuses
             image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS // 10**6} million")
-        return as_seen(image)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS // 10**6} million"
+                )
+            return as_seen(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"no known kind of picture, or cut off early: it begins with {data[:16]!r}") from error
     except Image.DecompressionBombError as error:
