@@ -447,6 +447,7 @@ def test_built_in_streams_in_every_scenario(name):
         ("digits", {"tasks": 3}, "equal tasks"),
         ("digits", {"scenario": "tasks"}, "did you mean 'task'"),
         ("cifar10", {}, "'path' is needed"),
+        ("cifar10", {"path": 5}, "path must be text, found 5"),
     ],
 )
 def test_wrong_names_and_options(name, options, said):

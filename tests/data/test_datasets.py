@@ -525,6 +525,7 @@ def test_tiny_imagenet_with_its_validation_sorted_into_classes(tmp_path):
         (lambda root: (root / "val/val_annotations.txt").write_text(""), "no validation pictures"),
         (lambda root: (root / "wnids.txt").write_text("n02\n../n01\n"), "name of each class's folder once"),
         (lambda root: (root / "wnids.txt").write_text("n02\nn02\n"), "name of each class's folder once"),
+        (lambda root: (root / "wnids.txt").write_text("n02\n" + "n" * 300), "name of each class's folder once"),
         (lambda root: (root / "val/val_annotations.txt").write_text("/etc/a.png\tn01\n"), "line 1, is not the name"),
         (lambda root: (root / "val/val_annotations.txt").write_text("../a.png\tn01\n"), "line 1, is not the name"),
         (lambda root: (root / "val/images/val_0.JPEG").unlink(), "val_0.JPEG .cannot read it: No such file"),

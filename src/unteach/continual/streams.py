@@ -78,6 +78,8 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
     seed = options.get("order_seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         problems.append(f"order_seed must be a whole number or none, found {seed!r}")
+    if not isinstance(options.get("path", ""), str | Path):
+        problems.append(f"path must be text, found {options['path']!r:.80}")
     if problems:
         raise ConfigError.many(problems, where=f"the stream '{name}'")
     stream = build(**options)

@@ -90,7 +90,7 @@ def tiny_imagenet(path: Path | str) -> Labelled:
     """
     root = _folder(path, "tiny-imagenet-200")
     ids = _text(root / "wnids.txt").split()
-    if len(set(ids)) < len(ids) or any(wnid != Path(wnid).name for wnid in ids):
+    if len(set(ids)) < len(ids) or any(not _is_name(wnid) for wnid in ids):
         raise DataError(f"{root / 'wnids.txt'} must hold the name of each class's folder once", fix=AGAIN)
     words = dict(line.split("\t", 1) for line in _text(root / "words.txt").splitlines() if "\t" in line)
     files, y = folders.by_class(root / "train", ids)
@@ -104,7 +104,7 @@ def tiny_imagenet(path: Path | str) -> Labelled:
             fields = line.split("\t")
             if len(fields) < 2 or fields[1] not in place:
                 raise DataError(f"{notes}, line {number}, names no class of wnids.txt", found=line[:80], fix=AGAIN)
-            if fields[0] != Path(fields[0]).name:
+            if not _is_name(fields[0]):
                 raise DataError(f"{notes}, line {number}, is not the name of a picture", found=line[:80], fix=AGAIN)
             test_files.append(root / "val" / "images" / fields[0])
             test_y.append(place[fields[1]])
@@ -320,6 +320,11 @@ def _folder(path: Path | str, inner: str = "") -> Path:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}", fix="unpack the data set and give the path of its folder")
     return root / inner if inner and (root / inner).is_dir() else root
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can be the name of a file in a folder."""
+    return text == Path(text).name and text.isprintable() and 0 < len(text.encode()) < 256
 
 
 def _either(root: Path, name: str) -> Path:

@@ -15,8 +15,15 @@ __all__ = ["by_class", "classes", "read", "square"]
 
 
 def classes(folder: Path) -> list[str]:
-    """The folders of classes, sorted: as numbers if all are numbers, else as text."""
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    """The folders of classes, sorted: as numbers if all are numbers, else as text.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}", found=error.strerror or error) from error
     return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 
