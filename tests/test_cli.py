@@ -364,6 +364,12 @@ def test_other_pipelines_get_drift_and_pictures(
     assert [grid.role for grid in results.grids] == ["target", "retained"]
     assert all((out / "evaluation" / p).exists() for grid in results.grids for row in grid.images for p in row)
     assert main(line) == 0  # read back
+    # F13: the same prompts in the column of a CSV file are the same evaluation
+    table = tmp_path / "keep.csv"
+    table.write_text('case_number,prompt,evaluation_seed\n0,"a noto dog",310\n1,a red car,8\n')
+    capsys.readouterr()
+    assert main([str(table) if part == str(prompts) else part for part in line]) == 0
+    assert "2 prompts, from the column 'prompt'; not used: case_number, evaluation_seed" in capsys.readouterr().out
     assert main([*line, "--scale", "0.5"]) == 2
     assert "holds another evaluation" in capsys.readouterr().err
     assert main(["report", str(out / "evaluation"), "--out", str(tmp_path / "r.html")]) == 0

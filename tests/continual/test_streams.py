@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 import struct
 
 import numpy as np
@@ -175,6 +176,14 @@ def test_groups_of_any_size_and_names():
         ([[0, 1], [2]], "each of the 4 classes once"),
         ([[0, 1], [2, 3, 3]], "each of the 4 classes once"),
         ([[0, 1, 2, 3], []], "none may be empty"),
+        ([0, 1, 2, 3], "each of the 4 classes once"),
+        ([[0, 1], [2, [3]]], "each of the 4 classes once"),
+        ([[0, 1.0], [2, 3]], "each of the 4 classes once"),
+        ([["0", "1"], ["2", "3"]], "each of the 4 classes once"),
+        ("0123", "each of the 4 classes once, .*found: '0123'"),
+        (2.0, "each of the 4 classes once, .*found: 2.0"),
+        (None, "each of the 4 classes once"),
+        ([], "each of the 4 classes once"),
     ],
 )
 def test_wrong_tasks(tasks, said):
@@ -189,13 +198,85 @@ def test_a_class_without_data():
         split_classes(x[y != 2], y[y != 2], x, y, 2)
     with pytest.raises(DataError, match=r"no test data of some classes; found: \[3\]"):
         split_classes(x, y, x[:3], y[:3], 2)
-    with pytest.raises(DataError, match=r"no training data of some classes; found: \[4, 5\]"):
+    with pytest.raises(DataError, match=r"no training data of some classes; found: \['e', 'f'\]"):
         split_classes(x, y, x, y, 2, class_names=list("abcdef"))
+    with pytest.raises(DataError, match=r"no training data of some classes.*number the classes from 0"):
+        split_classes(x, y * 2**40, x, y, 2)  # F11: labels with gaps, however wide
     with pytest.raises(DataError, match="the training data: there are no samples"):
         split_classes(x[:0], y[:0], x, y, 2)
 
 
+def test_classes_that_do_not_go_into_equal_tasks_may_be_grouped_by_hand():
+    """Five classes, two tasks: the message shows how."""
+    x, y = pictures([0, 1, 2, 3, 4])
+    with pytest.raises(ConfigError, match=r"tasks may be \[1, 5\], or the classes of each task, such as") as caught:
+        split_classes(x, y, x, y, 2)
+    shown = json.loads(str(caught.value).split("such as ")[1])
+    assert [len(t.classes) for t in split_classes(x, y, x, y, shown)] == [2, 3]
+
+
+def test_groups_by_name():
+    """F8, F11: folders and labels that are called by numbers which are not their places."""
+    x, y = pictures([0, 1, 2, 3])
+    names = ["3", "7", "42", "ship"]
+    for groups in ([["ship", 7], [42, 3]], [["ship", "7"], ["42", "3"]], [[3, 1], [2, 0]]):
+        cut = split_classes(x, y, x, y, groups, class_names=names)
+        assert [t.name for t in cut] == ["ship, 7", "42, 3"] and [t.order for t in cut] == [(3, 1), (2, 0)]
+    with pytest.raises(ConfigError, match="by number or by name: 0 '3', 1 '7', 2 '42', 3 'ship'"):
+        split_classes(x, y, x, y, [["ship", 7], [42]], class_names=names)
+    # Numbers that could be both are labels.
+    assert split_classes(x, y, x, y, [[0, 1], [2, 3]], class_names=["3", "2", "1", "0"])[0].name == "3, 2"
+
+
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (9, 16, 4)])
+def test_f10_pictures_with_their_channels_last_are_refused(pixels, shape):
+    x, y = torch.zeros(8, *shape, dtype=pixels), torch.arange(8) % 4
+    said = rf"channels first.*found: .*\(N, {', '.join(map(str, shape))}\).*x.permute\(0, 3, 1, 2\)"
+    with pytest.raises(DataError, match=said):
+        Task("a", x, y, x, y)
+    with pytest.raises(DataError, match=said):
+        split_classes(x, y, x, y, 2)
+    turned = x.permute(0, 3, 1, 2).contiguous()
+    assert len(split_classes(turned, y, turned, y, 2)) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 3), (1, 28, 1), (3, 32, 32), (12, 64, 64), (4, 8, 4)])
+def test_f10_channels_first_and_many_channels_are_taken(shape):
+    x, y = torch.zeros(8, *shape, dtype=torch.uint8), torch.arange(8) % 4
+    assert Task("a", x, y, x, y).classes == (0, 1, 2, 3)
+
+
 # ------------------------------------------------------------------------------------------------ scenarios
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "online"])
+def test_f9_the_first_of_a_group_is_place_1_in_its_domain(scenario):
+    """CIFAR-10 as pairs of vehicle and animal, written down by hand: vehicles are place 1 in every task."""
+    pairs = [[0, 2], [1, 3], [8, 4], [9, 5], [6, 7]]
+    x, y = pictures([*range(10), *range(10)])
+    stream = Stream("pairs", "class", split_classes(x, y, x, y, pairs), 10, tuple("0123456789"), (0.5,), (0.5,))
+    domains = with_scenario(with_scenario(stream, scenario), "domain")
+    for task, was, pair in zip(domains.tasks, stream.tasks, pairs, strict=True):
+        assert [pair[place] for place in task.y.tolist()] == was.y.tolist()
+        assert [pair[place] for place in task.test_y.tolist()] == was.test_y.tolist()
+    assert with_scenario(domains, "general").classes == 2
+
+
+def test_f9_a_shuffled_order_of_classes_says_the_places_too():
+    x, y = pictures(list(range(10)))
+    cut = split_classes(x, y, x, y, 5, order_seed=3)
+    assert any(t.order != t.classes for t in cut) and all(sorted(t.order) == list(t.classes) for t in cut)
+    stream = Stream("toy", "class", cut, 10, tuple("0123456789"), (0.5,), (0.5,))
+    for task, was in zip(with_scenario(stream, "domain").tasks, cut, strict=True):
+        assert [was.order[place] for place in task.y.tolist()] == was.y.tolist()
+
+
+def test_an_order_of_other_classes_is_refused():
+    x, y = pictures([0, 1])
+    for order in ((0,), (0, 2), (0, 1, 1)):
+        with pytest.raises(DataError, match="order of classes of the task 'a'"):
+            Task("a", x, y, x, y, order)
 
 
 @pytest.mark.parametrize("scenario", ["task", "online"])
@@ -366,6 +447,7 @@ def test_built_in_streams_in_every_scenario(name):
         ("digits", {"tasks": 3}, "equal tasks"),
         ("digits", {"scenario": "tasks"}, "did you mean 'task'"),
         ("cifar10", {}, "'path' is needed"),
+        ("cifar10", {"path": 5}, "path must be text, found 5"),
     ],
 )
 def test_wrong_names_and_options(name, options, said):

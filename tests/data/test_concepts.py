@@ -114,6 +114,16 @@ def test_captions_without_the_anchor_are_an_error_with_counts():
         ({"target": "  "}, "target is empty"),
         ({"target": None}, "target is missing"),
         ({"anchor": ""}, "anchor is empty"),
+        ({"anchor": ""}, r"such as 'art' or 'a person' .*--set guide="),
+        ({"target": "cat, dog, lion"}, "target 'cat, dog, lion' looks like several names; write one concept for each"),
+        (
+            {"target": "van gogh; monet"},
+            "looks like several names.*--concepts, or, if it is one name, .* without the ';'",
+        ),
+        ({"anchor": "art; a person"}, "anchor 'art; a person' looks like several names"),
+        ({"target": "\ud800x"}, "target holds half a character"),
+        ({"prompts": ("a {}", "\ud800 {}")}, r"prompts\[1\] holds half a character"),
+        ({"retain": [["x" * 999] * 999]}, r"^.{0,400}$"),
         ({"target": "Apple"}, "target and anchor are both 'apple'"),
         ({"target": False}, "target must be text, found False"),
         ({"kind": "person"}, "kind must be 'style' or 'object', found 'person'"),
@@ -131,6 +141,18 @@ def test_captions_without_the_anchor_are_an_error_with_counts():
 def test_each_mistake_is_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         Concept(**{"target": "bomb", "anchor": "apple", **fields})
+
+
+def test_an_anchor_may_be_a_description_and_other_names_may_have_commas():
+    concept = Concept(target="davis", anchor="a person, dressed", names=("Davis, Jr.",))
+    assert all("a person, dressed" in pair.anchor for pair in concept.pairs())
+
+
+def test_messages_are_short_whatever_the_file_holds():
+    records = [{"target": "a" * 20_000, "anchor": "b", "prompts": ["[" * 20_000], "c" * 20_000: 1}] * 100
+    with pytest.raises(ConfigError, match=r"(?s)51 mistakes.*50\. concept.*51\. and 50 more") as caught:
+        ConceptSet.from_dicts(records)
+    assert len(str(caught.value)) < 51 * 420
 
 
 def test_lists_become_tuples_and_records_round_trip():

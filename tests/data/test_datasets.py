@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,28 @@ def test_damaged_gzip(tmp_path, change):
         files.fashion_mnist(tmp_path)
 
 
+def test_l5_gzip_is_unpacked_under_a_limit(tmp_path, monkeypatch):
+    write_fashion(tmp_path, packed=True)
+    file = tmp_path / f"{X}.gz"
+    size = len(gzip.decompress(file.read_bytes()))
+    monkeypatch.setattr(files, "MOST_UNPACKED", size)
+    files.fashion_mnist(tmp_path)
+    monkeypatch.setattr(files, "MOST_UNPACKED", size - 1)
+    with pytest.raises(DataError, match=f"{X}.gz holds too much when unpacked"):
+        files.fashion_mnist(tmp_path)
+    monkeypatch.setattr(files, "MOST_UNPACKED", 2**20)
+    with gzip.open(file, "wb", compresslevel=1) as packed:  # 64 MiB of zeros in 300 kB
+        for _ in range(64):
+            packed.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 1 MiB"):
+            files.fashion_mnist(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_corrupt_body_of_gzip_is_told(tmp_path):
     write_fashion(tmp_path, packed=True)
     file = tmp_path / f"{X}.gz"
@@ -304,6 +327,15 @@ def test_cifar_parquet(tmp_path, read, column, label):
     with pytest.raises(DataError, match="lacks 'img' or"):
         parquet.write_table(arrow.table({"else": [1]}), tmp_path / "train-00000-of-00001.parquet")
         getattr(files, read)(tmp_path)
+    for content, said in ((b"no picture", "picture 0 of .* cannot be used"), (None, "not encoded in the file")):
+        table = arrow.table({column: [{"bytes": content, "path": "a.png"}], label: [0]})
+        parquet.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+        with pytest.raises(DataError, match=said):
+            getattr(files, read)(tmp_path)
+    many = arrow.table({column: [None] * 1_000_001, label: arrow.array([0] * 1_000_001, arrow.int8())})
+    parquet.write_table(many, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="too many rows; found: 1000001"):
+        getattr(files, read)(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -352,8 +384,11 @@ def test_other_kinds_of_pictures_become_rgb_of_one_size(tmp_path):
         (lambda root: shutil.rmtree(root / "test"), "not a folder of pictures; found: train"),
         (lambda root: shutil.rmtree(root / "train"), "not a folder of pictures; found: test"),
         (lambda root: (root / "test" / "dog").mkdir(), "not the same.*'dog'"),
-        (lambda root: (root / "train/cat/a.png").write_bytes(b"no"), "a.png is not a whole picture"),
-        (lambda root: cut(root / "train/cat/a.png"), "a.png is not a whole picture"),
+        (
+            lambda root: (root / "train/cat/a.png").write_bytes(b"no"),
+            r"1 of 5 pictures in .*a.png \(.*(cut off early|not whole)",
+        ),
+        (lambda root: cut(root / "train/cat/a.png"), r"1 of 5 pictures in .*a.png \(.*(cut off early|not whole)"),
     ],
 )
 def test_damaged_image_folder(tmp_path, harm, said):
@@ -365,6 +400,64 @@ def test_damaged_image_folder(tmp_path, harm, said):
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-60])
+
+
+def fill(root: Path, names, value=lambda k: 10 * k) -> Path:
+    """One 2 x 2 picture of grey value 10·k for the k-th class, in train and test."""
+    for part in ("train", "test"):
+        for k, name in enumerate(names):
+            (root / part / name).mkdir(parents=True)
+            Image.new("L", (2, 2), value(k)).save(root / part / name / "a.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [
+        ([str(k) for k in range(12)], [str(k) for k in range(12)]),
+        (["2", "007", "10", "1"], ["1", "2", "007", "10"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["²", "1", "10"], ["1", "10", "²"]),
+    ],
+)
+def test_f8_numbers_as_names_are_in_the_order_of_numbers(tmp_path, names, want):
+    data = files.image_folder(fill(tmp_path, names), 2)
+    assert list(data.class_names) == want
+    assert data.x[:, 0, 0, 0].tolist() == [10 * names.index(name) for name in want] == data.test_x[:, 0, 0, 0].tolist()
+
+
+def test_f7_names_that_begin_with_a_dot_are_neither_class_nor_sample(tmp_path):
+    root = fill(tmp_path / ".hidden above" / "set", ["a", "b"])
+    want = files.image_folder(root, 2)
+    for folder in (".ipynb_checkpoints", "a/.ipynb_checkpoints", "b/deep/.cache/more"):
+        for part in ("train", "test"):
+            (root / part / folder).mkdir(parents=True)
+            Image.new("L", (2, 2), 99).save(root / part / folder / "a-checkpoint.png")
+    (root / "train" / "a" / "._a.png").write_bytes(b"a Mac's notes beside the picture")
+    (root / "train" / ".empty").mkdir()
+    data = files.image_folder(root, 2)
+    assert data.class_names == ("a", "b")
+    assert all(torch.equal(a, b) for a, b in zip(data[:4], want[:4], strict=True))
+
+
+def test_classes_without_pictures_are_told_by_name(tmp_path):
+    root = fill(tmp_path, ["a", "b", "c", "d"])
+    for name in ("b", "c"):
+        (root / "test" / name / "a.png").unlink()
+    shutil.rmtree(root / "test" / "d")
+    with pytest.raises(DataError, match=r"test does not have .*test/b; no pictures in .*test/c; there is no .*test/d"):
+        files.image_folder(root, 2)
+
+
+def test_other_endings_are_read_and_what_cannot_be_decoded_is_not_passed_over(tmp_path):
+    root = fill(tmp_path, ["a"])
+    for name in ("b.JPEG", "c.jfif", "d.Jpe"):
+        Image.new("L", (2, 2)).save(root / "train" / "a" / name, "JPEG")
+    (root / "train" / "a" / "notes.txt").write_text("notes")
+    assert len(files.image_folder(root, 2).x) == 4
+    (root / "train" / "a" / "e.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(DataError, match=r"1 of 6 .*e.heic .no known kind"):
+        files.image_folder(root, 2)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "8"])
@@ -405,6 +498,22 @@ def test_tiny_imagenet(tmp_path):
         assert data.x[2].float().mean().round() == 40
 
 
+def test_tiny_imagenet_with_its_validation_sorted_into_classes(tmp_path):
+    """As many scripts leave it: with or without a folder "images" in each class, the notes gone."""
+    root = write_tiny(tmp_path)
+    before = files.tiny_imagenet(root)
+    for file, wnid, inner in (("val_0.JPEG", "n02", ""), ("val_1.JPEG", "n01", "images")):
+        (root / "val" / wnid / inner).mkdir(parents=True)
+        (root / "val" / "images" / file).rename(root / "val" / wnid / inner / file)
+    (root / "val" / "val_annotations.txt").unlink()
+    data = files.tiny_imagenet(root)
+    assert data.test_y.tolist() == [0, 1] and torch.equal(data.test_x, before.test_x.flip(0))
+    assert torch.equal(data.x, before.x) and data.class_names == before.class_names
+    shutil.rmtree(root / "val" / "n01")
+    with pytest.raises(DataError, match=r"no folder .*n01"):
+        files.tiny_imagenet(root)
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -414,8 +523,13 @@ def test_tiny_imagenet(tmp_path):
         (lambda root: (root / "wnids.txt").write_text("n02\n"), "line 1, names no class"),
         (lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\n"), "line 1, names no class"),
         (lambda root: (root / "val/val_annotations.txt").write_text(""), "no validation pictures"),
-        (lambda root: (root / "val/images/val_0.JPEG").unlink(), "cannot read .*val_0"),
-        (lambda root: cut(root / "train/n01/images/n01_0.JPEG"), "n01_0.JPEG is not a whole picture"),
+        (lambda root: (root / "wnids.txt").write_text("n02\n../n01\n"), "name of each class's folder once"),
+        (lambda root: (root / "wnids.txt").write_text("n02\nn02\n"), "name of each class's folder once"),
+        (lambda root: (root / "wnids.txt").write_text("n02\n" + "n" * 300), "name of each class's folder once"),
+        (lambda root: (root / "val/val_annotations.txt").write_text("/etc/a.png\tn01\n"), "line 1, is not the name"),
+        (lambda root: (root / "val/val_annotations.txt").write_text("../a.png\tn01\n"), "line 1, is not the name"),
+        (lambda root: (root / "val/images/val_0.JPEG").unlink(), "val_0.JPEG .cannot read it: No such file"),
+        (lambda root: cut(root / "train/n01/images/n01_0.JPEG"), "n01_0.JPEG .*cut off early"),
     ],
 )
 def test_damaged_tiny_imagenet(tmp_path, harm, said):
@@ -449,9 +563,46 @@ def test_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "names", "want"),
+    [
+        ([3, 7, 42, 50], None, ("3", "7", "42", "50")),
+        ([1, 2, 3, 4], None, ("1", "2", "3", "4")),
+        ([1, 2, 3, 4], ["a", "b", "c", "d"], ("a", "b", "c", "d")),
+        ([2**40, 5, 3, 4], ["a", "b", "c", "d"], ("a", "b", "c", "d")),
+        ([0, 1, 2, 3], ["a", "b", "c", "d"], ("a", "b", "c", "d")),
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint64])
+def test_f11_labels_with_gaps_or_from_1_are_numbered_anew(tmp_path, labels, names, want, kind):
+    y = torch.tensor(labels)
+    held = {"x_train": torch.rand(4, 2), "y_train": y, "x_test": torch.rand(4, 2), "y_test": y.flip(0).contiguous()}
+    held |= {key: held[key].to(kind) for key in ("y_train", "y_test")}
+    metadata = None if names is None else {"class_names": json.dumps(names)}
+    save_file(held, tmp_path / "a.safetensors", metadata=metadata)
+    data = files.arrays(tmp_path / "a.safetensors")
+    places = [sorted(labels).index(label) for label in labels]
+    assert data.class_names == want and data.y.tolist() == places and data.test_y.tolist() == places[::-1]
+    assert data.y.dtype == data.test_y.dtype == torch.int64 and torch.equal(data.x, held["x_train"])
+
+
+def test_f11_names_for_more_classes_than_occur_are_kept(tmp_path):
+    """A name for every label from 0: the labels stay as they are, and the stream will say which class has no data."""
+    y = torch.tensor([1, 3])
+    held = {"x_train": torch.rand(2, 2), "y_train": y, "x_test": torch.rand(2, 2), "y_test": y.clone()}
+    save_file(held, tmp_path / "a.safetensors", metadata={"class_names": json.dumps(["a", "b", "c", "d"])})
+    data = files.arrays(tmp_path / "a.safetensors")
+    assert data.class_names == ("a", "b", "c", "d") and data.y.tolist() == [1, 3]
+    save_file(held, tmp_path / "a.safetensors", metadata={"class_names": json.dumps(["a", "b", "c"])})
+    with pytest.raises(DataError, match=r"list of 4 texts.*found: 3 texts, 2 labels up to 3.*leave it out"):
+        files.arrays(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"x_test": None}, "lacks x_test"),
+        ({"y_test": torch.zeros(3, dtype=torch.complex64)}, "y_test .*whole numbers"),
+        ({"y_test": torch.tensor([2**63 + 5, 0, 1], dtype=torch.uint64)}, "y_test .*whole numbers"),
         ({"x_train": torch.zeros(6, 5, dtype=torch.int64)}, "x_train .*must be uint8"),
         ({"y_train": torch.zeros(6)}, "y_train .*whole numbers"),
         ({"y_train": torch.zeros(6, dtype=torch.bool)}, "y_train .*whole numbers"),
@@ -474,6 +625,10 @@ def test_damaged_arrays(tmp_path):
     save_file(tensors(), file, metadata={"class_names": '["a"]'})
     with pytest.raises(DataError, match=r"class_names .*3 texts"):
         files.arrays(file)
+    for names in ("[" * 100_000, "9" * 5000, "a, b"):  # L4: RecursionError, ValueError
+        save_file(tensors(), file, metadata={"class_names": names})
+        with pytest.raises(DataError, match="not a whole safetensors file"):
+            files.arrays(file)
     save_file(tensors(), file, metadata={"class_names": "a, b"})
     with pytest.raises(DataError, match="not a whole safetensors file"):
         files.arrays(file)

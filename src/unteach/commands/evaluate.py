@@ -14,11 +14,12 @@ from unteach.commands.options import Evaluate
 from unteach.commands.plan import CANVAS, Mistakes, device_of, dtype_of, folder_of, is_canvas
 from unteach.commands.terminal import drifts, interactive, say, use_threads, verdicts, wrote
 from unteach.core import state
+from unteach.data import tables
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import Model, load
-from unteach.errors import ConfigError, DataError
+from unteach.errors import ConfigError
 from unteach.evaluate.prompts import Protocol, World, protocol
 from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
@@ -199,21 +200,19 @@ def _concepts(options: Evaluate, delta: WeightDelta) -> ConceptSet:
 def _prompts(options: Evaluate, subject: Subject) -> list[str]:
     """The prompts to keep on a pipeline that no judge knows."""
     if options.prompts is not None:
-        try:
-            text = options.prompts.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"'{options.prompts}' cannot be read", found=error, fix="one prompt a line") from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
-            raise DataError(f"'{options.prompts}' holds no prompts", fix="one prompt a line")
-        return list(dict.fromkeys(lines))
+        found, unused = tables.prompts(options.prompts)
+        if unused:
+            say(
+                f"{options.prompts}: {len(found)} prompts, from the column 'prompt'; not used: {', '.join(unused[:12])}"
+            )
+        return found
     kept = list(dict.fromkeys(prompt for concept in subject.concepts for prompt in concept.retain))
     if not kept:
         raise ConfigError(
             f"presets and judges are for the bundled model ('{CANVAS}') only; of other pipelines the drift of "
             "prompts to keep is measured, and there are none",
             found=f"model '{subject.model}', concepts without retain prompts",
-            fix="add --prompts FILE, one prompt a line",
+            fix="add --prompts FILE, one prompt a line (or a CSV file with a column 'prompt')",
         )
     return kept
 

@@ -127,7 +127,7 @@ class Evaluate(Machine):
     preset: Annotated[str, arg(metavar="demo|grid")] = "demo"
     """demo asks a sample of what there is, grid asks for every object in every style."""
     prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the concepts' retain)")] = None
-    """Other pipelines than the bundled one: prompts to keep, one a line."""
+    """Other pipelines than the bundled one: prompts to keep, one a line, or the column prompt of a .csv file."""
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (188,)
     """Evaluation seeds: each prompt is drawn once a seed."""
     scale: Annotated[float, arg(metavar="X")] = 1.0

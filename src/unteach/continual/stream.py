@@ -8,6 +8,8 @@ every sample is seen once; *general*, once and with no boundary between tasks (B
 
 import dataclasses
 import functools
+import itertools
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -23,6 +25,8 @@ Scenario = Literal["class", "task", "domain", "online", "general"]
 SCENARIOS: tuple[str, ...] = get_args(Scenario)
 AUGMENTS = ("none", "shift", "crop", "crop-flip")
 """Kinds of views that a stream may ask for while training."""
+MOST_SHOWN = 20
+"""Classes that a message lists, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +39,12 @@ class Task:
         y: int64 (N,), labels of the whole stream.
         test_x: like ``x``, (M, ...).
         test_y: like ``y``, (M,).
+        order: the task's classes in the order in which they were written down, which says their places in scenario
+            "domain"; (): as they are numbered.
 
     Raises:
-        DataError: no samples, another shape or type, labels below 0, a float that is not finite.
+        DataError: no samples, another shape or type, labels below 0, a float that is not finite, pictures with their
+            channels last, an order of other classes.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Task:
     y: Tensor
     test_x: Tensor
     test_y: Tensor
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for part, x, y in (("training", self.x, self.y), ("test", self.test_x, self.test_y)):
@@ -54,6 +62,12 @@ class Task:
                 f"training and test data of the task '{self.name}' are of different kinds",
                 found=f"{_kind(self.x)} and {_kind(self.test_x)}",
                 fix="give both the same type and the same shape of a sample",
+            )
+        if self.order and tuple(sorted(self.order)) != self.classes:
+            raise DataError(
+                f"the order of classes of the task '{self.name}' does not hold each of its classes once",
+                found=f"{self.order}, classes {self.classes}",
+                fix="leave it out, or write every class of the task once",
             )
 
     @functools.cached_property
@@ -161,7 +175,7 @@ def split_classes(
     y: Tensor,
     test_x: Tensor,
     test_y: Tensor,
-    tasks: int | Sequence[Sequence[int]],
+    tasks: int | Sequence[Sequence[int | str]],
     *,
     order_seed: int | None = None,
     class_names: Sequence[str] = (),
@@ -173,27 +187,26 @@ def split_classes(
         y: int64 labels.
         test_x: (M, ...), with labels ``test_y`` (M,).
         test_y: int64 labels.
-        tasks: a number of tasks, into which the classes go in equal shares; or the classes of each task.
+        tasks: a number of tasks, into which the classes go in equal shares; or the classes of each task, by label or
+            by name, in the order of their places (see :func:`with_scenario`).
         order_seed: shuffles the order of the classes first; None: as they are numbered, or as they are grouped.
-        class_names: for the tasks' names.
+        class_names: for the tasks' names, and to name classes in ``tasks``.
 
     Raises:
         ConfigError: the classes cannot be shared out equally, or the groups do not hold every class once.
-        DataError: see :class:`Task`; among them a class without training or test data.
+        DataError: see :class:`Task`; among them a class without training or test data, and labels with gaps.
     """
     for part, samples, labels in (("training data", x, y), ("test data", test_x, test_y)):
         _check_samples(f"the {part}", samples, labels)
     count = max([int(y.max()), int(test_y.max()), len(class_names) - 1]) + 1
-    groups = _groups(tasks, count, order_seed)
     for part, labels in (("training", y), ("test", test_y)):
-        empty = (torch.bincount(labels, minlength=count) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise DataError(f"there is no {part} data of some classes", found=empty, fix="give data of every class")
+        _check_classes(part, torch.unique(labels).tolist(), count, class_names)
+    groups = _groups(tasks, count, order_seed, class_names)
     out = []
     for i, group in enumerate(groups, 1):
         rows, test_rows = (torch.isin(labels, torch.tensor(group)) for labels in (y, test_y))
         name = ", ".join(class_names[label] for label in group) if class_names and len(group) <= 4 else f"task {i}"
-        out.append(Task(name, x[rows], y[rows], test_x[test_rows], test_y[test_rows]))
+        out.append(Task(name, x[rows], y[rows], test_x[test_rows], test_y[test_rows], tuple(group)))
     return tuple(out)
 
 
@@ -201,8 +214,8 @@ def with_scenario(stream: Stream, scenario: Scenario) -> Stream:
     """The same data under another scenario.
 
     From *class*, *task* and *online* to each other nothing but the word changes. To *domain*, a label becomes its
-    place among the classes of its task. To *general*, the tasks run into each other (:func:`blurred` with its
-    defaults).
+    place among the classes of its task, in their order there: first of the group, first place. To *general*, the
+    tasks run into each other (:func:`blurred` with its defaults).
 
     Raises:
         ConfigError: an unknown scenario, or one that the stream cannot be brought to.
@@ -249,7 +262,7 @@ def blurred(stream: Stream, seed: int = 0, width: float = 0.25) -> Stream:
     x, y = (torch.cat([getattr(task, part) for task in stream.tasks])[order] for part in ("x", "y"))
     cuts = [round(i * len(y) / len(stream.tasks)) for i in range(len(stream.tasks) + 1)]
     tasks = tuple(
-        dataclasses.replace(task, x=x[start:end], y=y[start:end])
+        dataclasses.replace(task, x=x[start:end], y=y[start:end], order=())
         for task, start, end in zip(stream.tasks, cuts, cuts[1:], strict=False)
     )
     return dataclasses.replace(stream, scenario="general", tasks=tasks)
@@ -267,10 +280,14 @@ def channel_scale(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _check_samples(what: str, x: Tensor, y: Tensor) -> None:
     problem: str | None = None
     found: Any = None
+    fix = "mend the data before it becomes a task"
     if x.dtype == torch.uint8 and x.ndim != 4:
         problem, found = "pictures must be uint8 (N, C, H, W)", _kind(x)
     elif x.dtype not in (torch.uint8, torch.float32) or x.ndim < 2:
         problem, found = "samples must be uint8 (N, C, H, W) or float32 (N, ...)", _kind(x)
+    elif _channels_last(x):
+        problem, found = "pictures must have their channels first, (N, C, H, W)", _kind(x)
+        fix = f"give x.permute(0, 3, 1, 2).contiguous(): {x.shape[3]} channels of {x.shape[1]} x {x.shape[2]}"
     elif y.dtype != torch.int64 or y.ndim != 1:
         problem, found = "labels must be int64 (N,)", f"{y.dtype} {tuple(y.shape)}"
     elif len(x) != len(y):
@@ -282,35 +299,76 @@ def _check_samples(what: str, x: Tensor, y: Tensor) -> None:
     elif x.dtype == torch.float32 and not bool(torch.isfinite(x).all()):
         problem, found = "not every number is finite", f"{int((~torch.isfinite(x)).sum())} that are not"
     if problem is not None:
-        raise DataError(f"{what}: {problem}", found=found, fix="mend the data before it becomes a task")
+        raise DataError(f"{what}: {problem}", found=found, fix=fix)
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether 4-dimensional samples look like (N, H, W, C): 1, 3 or 4 numbers last, and more than that elsewhere."""
+    return x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4
+
+
+def _check_classes(part: str, held: list[int], count: int, class_names: Sequence[str]) -> None:
+    """Refuse labels with gaps: classes that ``part`` has no data of."""
+    if len(held) == count:
+        return
+    some = set(held)
+    empty = list(itertools.islice((label for label in range(count) if label not in some), MOST_SHOWN))
+    named = [class_names[label] if label < len(class_names) else label for label in empty]
+    more = count - len(held) - len(empty)
+    raise DataError(
+        f"there is no {part} data of some classes",
+        found=f"{named}" + (f" and {more} more" if more else ""),
+        fix="give data of every class, or number the classes from 0 without gaps",
+    )
 
 
 def _kind(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} (N, {', '.join(map(str, x.shape[1:]))})"
 
 
-def _groups(tasks: int | Sequence[Sequence[int]], count: int, order_seed: int | None) -> list[list[int]]:
-    """The classes of each task."""
+def _groups(
+    tasks: int | Sequence[Sequence[int | str]], count: int, order_seed: int | None, class_names: Sequence[str]
+) -> list[list[int]]:
+    """The classes of each task, in the order of their places."""
     if isinstance(tasks, bool) or (isinstance(tasks, int) and not 1 <= tasks <= count):
         raise ConfigError(f"{count} classes make 1 to {count} tasks", found=tasks, fix="give another number of tasks")
     if isinstance(tasks, int):
         if count % tasks:
             fits = [n for n in range(1, count + 1) if count % n == 0]
-            raise ConfigError(f"{count} classes do not go into {tasks} equal tasks", fix=f"tasks may be {fits}")
+            ends = [round(count * i / tasks) for i in range(tasks + 1)]
+            groups = [list(range(*pair)) for pair in itertools.pairwise(ends)]
+            example = f", or the classes of each task, such as {groups}" if count <= MOST_SHOWN else ""
+            raise ConfigError(
+                f"{count} classes do not go into {tasks} equal tasks", fix=f"tasks may be {fits}{example}"
+            )
         order, size = list(range(count)), count // tasks
         sizes = [size] * tasks
     else:
-        order, sizes = [label for group in tasks for label in group], [len(group) for group in tasks]
-        if sorted(order) != list(range(count)) or not all(sizes):
-            raise ConfigError(
-                f"the groups must hold each of the {count} classes once, and none may be empty",
-                found=[list(group) for group in tasks],
-                fix="write every class into one group",
-            )
+        by_hand = _by_hand(tasks, count, class_names)
+        order, sizes = [label for group in by_hand for label in group], [len(group) for group in by_hand]
     if order_seed is not None:
         order = [order[i] for i in seeds.permutation(count, order_seed, "order of classes").tolist()]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _by_hand(tasks: object, count: int, class_names: Sequence[str]) -> list[list[int]]:
+    """Groups that were written down, by label or, if they are not all labels, by name."""
+    listed = isinstance(tasks, list | tuple) and all(isinstance(group, list | tuple) for group in tasks)
+    groups: list[list[Any]] = [list(group) for group in tasks] if listed else []  # type: ignore[attr-defined]
+    flat = [label for group in groups for label in group]
+    if groups and all(groups):
+        if all(type(label) is int for label in flat) and sorted(flat) == list(range(count)):
+            return groups
+        places = {name: label for label, name in enumerate(class_names)}
+        if sorted(map(str, flat)) == sorted(class_names) and len(places) == count:
+            return [[places[str(name)] for name in group] for group in groups]
+    known = ", ".join(f"{label} '{name}'" for label, name in enumerate(class_names[:MOST_SHOWN]))
+    raise ConfigError(
+        f"the groups must hold each of the {count} classes once, and none may be empty",
+        found=reprlib.repr(tasks),
+        fix="write every class into one group, by number or by name" + (f": {known}" if known else ""),
+    )
 
 
 def _shares_labels(stream: Stream) -> bool:
@@ -318,13 +376,13 @@ def _shares_labels(stream: Stream) -> bool:
 
 
 def _as_domains(stream: Stream) -> Stream:
-    """Labels become places among the classes of their task."""
+    """Labels become places among the classes of their task, first of its order, first place."""
     most = max(len(task.classes) for task in stream.tasks)
     tasks = []
     for task in stream.tasks:
-        own = torch.tensor(task.classes)
-        tasks.append(
-            dataclasses.replace(task, y=torch.searchsorted(own, task.y), test_y=torch.searchsorted(own, task.test_y))
-        )
+        place = torch.zeros(task.classes[-1] + 1, dtype=torch.int64)
+        order = task.order or task.classes
+        place[torch.tensor(order)] = torch.arange(len(order))
+        tasks.append(dataclasses.replace(task, y=place[task.y], test_y=place[task.test_y], order=()))
     names = tuple(f"place {i}" for i in range(1, most + 1))
     return dataclasses.replace(stream, scenario="domain", tasks=tuple(tasks), classes=most, class_names=names)

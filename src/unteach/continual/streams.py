@@ -7,7 +7,7 @@ constants and views of CIFAR and Tiny ImageNet are those of Mammoth (Buzzega et 
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from unteach.data import digits as packed
 from unteach.data import emoji, files
 from unteach.data.files import Labelled
 from unteach.errors import ConfigError
+
+Tasks = int | Sequence[Sequence[int | str]]
+"""A number of tasks, or the classes of each task, by label or by name."""
 
 streams: Registry[Callable[..., Stream]] = Registry("stream")
 
@@ -75,6 +78,8 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
     seed = options.get("order_seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         problems.append(f"order_seed must be a whole number or none, found {seed!r}")
+    if not isinstance(options.get("path", ""), str | Path):
+        problems.append(f"path must be text, found {options['path']!r:.80}")
     if problems:
         raise ConfigError.many(problems, where=f"the stream '{name}'")
     stream = build(**options)
@@ -82,13 +87,13 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
 
 
 @streams.add("digits")
-def digits(tasks: int = 5, order_seed: int | None = None) -> Stream:
+def digits(tasks: Tasks = 5, order_seed: int | None = None) -> Stream:
     """Handwritten digits, 1 x 8 x 8: 1438 to learn from, 359 for the test; 5 tasks of 2 classes."""
     return _by_class("digits", packed.digits(), tasks, order_seed)
 
 
 @streams.add("emoji-class")
-def emoji_class(tasks: int = 10, order_seed: int | None = None, size: int = 32) -> Stream:
+def emoji_class(tasks: Tasks = 10, order_seed: int | None = None, size: int = 32) -> Stream:
     """EmojiCanvas's 60 objects as classes, 3 x 32 x 32; 10 tasks of 6.
 
     Every object is learned in seven styles and tested in the eighth: in "noto" (objects at an even place) or in
@@ -123,27 +128,27 @@ def emoji_domain(order_seed: int | None = None, size: int = 32) -> Stream:
 
 
 @streams.add("fashion-mnist")
-def fashion_mnist(path: str | Path, tasks: int = 5, order_seed: int | None = None) -> Stream:
+def fashion_mnist(path: str | Path, tasks: Tasks = 5, order_seed: int | None = None) -> Stream:
     """Fashion-MNIST, 1 x 28 x 28; 5 tasks of 2 classes."""
     return _by_class("fashion-mnist", files.fashion_mnist(path), tasks, order_seed, ((0.2860,), (0.3530,)))
 
 
 @streams.add("cifar10")
-def cifar10(path: str | Path, tasks: int = 5, order_seed: int | None = None) -> Stream:
+def cifar10(path: str | Path, tasks: Tasks = 5, order_seed: int | None = None) -> Stream:
     """CIFAR-10, 3 x 32 x 32; 5 tasks of 2 classes."""
     scale = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
     return _by_class("cifar10", files.cifar10(path), tasks, order_seed, scale, "crop-flip")
 
 
 @streams.add("cifar100")
-def cifar100(path: str | Path, tasks: int = 10, order_seed: int | None = None) -> Stream:
+def cifar100(path: str | Path, tasks: Tasks = 10, order_seed: int | None = None) -> Stream:
     """CIFAR-100, 3 x 32 x 32; 10 tasks of 10 classes."""
     scale = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     return _by_class("cifar100", files.cifar100(path), tasks, order_seed, scale, "crop-flip")
 
 
 @streams.add("tiny-imagenet")
-def tiny_imagenet(path: str | Path, tasks: int = 10, order_seed: int | None = None) -> Stream:
+def tiny_imagenet(path: str | Path, tasks: Tasks = 10, order_seed: int | None = None) -> Stream:
     """Tiny ImageNet, 3 x 64 x 64; 10 tasks of 20 classes."""
     scale = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
     return _by_class("tiny-imagenet", files.tiny_imagenet(path), tasks, order_seed, scale, "crop-flip")
@@ -151,14 +156,14 @@ def tiny_imagenet(path: str | Path, tasks: int = 10, order_seed: int | None = No
 
 @streams.add("folder")
 def folder(
-    path: str | Path, tasks: int = 5, order_seed: int | None = None, size: int = 32, augment: str = "none"
+    path: str | Path, tasks: Tasks = 5, order_seed: int | None = None, size: int = 32, augment: str = "none"
 ) -> Stream:
     """Pictures in train/CLASS/* and test/CLASS/*, 3 x ``size`` x ``size``, normalised by their own statistics."""
     return _by_class("folder", files.image_folder(path, size), tasks, order_seed, augment=augment)
 
 
 @streams.add("arrays")
-def arrays(path: str | Path, tasks: int = 5, order_seed: int | None = None, augment: str = "none") -> Stream:
+def arrays(path: str | Path, tasks: Tasks = 5, order_seed: int | None = None, augment: str = "none") -> Stream:
     """Tensors of a safetensors file; uint8 is normalised by its own statistics, float data is taken as it is."""
     return _by_class("arrays", files.arrays(path), tasks, order_seed, augment=augment)
 
@@ -166,7 +171,7 @@ def arrays(path: str | Path, tasks: int = 5, order_seed: int | None = None, augm
 def _by_class(
     name: str,
     data: Labelled,
-    tasks: int,
+    tasks: Tasks,
     order_seed: int | None,
     scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     augment: str = "none",

@@ -1,18 +1,15 @@
 """Folders of captioned images: ``metadata.jsonl`` with ``file_name`` and ``text``, as dataset tools write them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from unteach.data import pictures, tables
 from unteach.errors import DataError
-
-MOST_PIXELS = 64_000_000
-"""Images with more pixels than this are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,58 +23,74 @@ class Captioned:
 
 
 def captioned(folder: Path | str, size: tuple[int, int]) -> Captioned:
-    """Read a folder of captioned images, cropped to the middle and resized.
+    """Read a folder of captioned images as a viewer shows them, cropped to the middle and resized.
 
     Args:
-        folder: holds ``metadata.jsonl``, one ``{"file_name": ..., "text": ...}`` a line, and the images.
+        folder: holds ``metadata.jsonl``, one ``{"file_name": ..., "text": ...}`` a line, and the images. The captions
+            may be called ``caption`` or ``prompt`` instead; other columns are not read.
         size: height and width in pixels.
 
     Raises:
-        DataError: no metadata, a malformed line, a file outside the folder, missing or not an image: all are listed.
+        DataError: no metadata, a malformed line, a file outside the folder (links followed), missing or not an image:
+            all in one message.
     """
     folder = Path(folder)
     path = folder / "metadata.jsonl"
+    fix = 'write metadata.jsonl with one {"file_name": "a.png", "text": "a caption"} a line'
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = tables.read(path, "the captions file", fix)
+    except DataError as error:
         raise DataError(
-            f"there are no captions in {folder}",
-            found=error,
-            fix='write metadata.jsonl with one {"file_name": "a.png", "text": "a caption"} a line',
+            f"there are no captions in {folder}", found=f"{error.problem}: {error.found}", fix=error.fix
         ) from error
     problems, images, captions, files = [], [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, record in tables.json_lines(text):
         try:
-            record = json.loads(line)
-            name, text = record["file_name"], record["text"]
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise TypeError("file_name and text must be text")
-            inside = PurePosixPath(name)
-            if inside.is_absolute() or ".." in inside.parts:
-                raise ValueError(f"'{name}' is outside the folder")
-            images.append(_read(folder / inside, size))
-        except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
+            name, caption = _fields(record)
+            images.append(_read(folder, name, size))
+        except ValueError as error:
             problems.append(f"line {number}: {error}")
             continue
-        captions.append(text)
+        captions.append(caption)
         files.append(name)
     if problems or not images:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise DataError(f"{path} cannot be used", found=shown or "no image", fix="correct these lines")
+        raise DataError(
+            f"{path} cannot be used", found=pictures.listed(problems) or "no image", fix="correct these lines"
+        )
     return Captioned(folder.name, torch.stack(images), tuple(captions), tuple(files))
 
 
-def _read(path: Path, size: tuple[int, int]) -> Tensor:
+def _fields(record: dict[str, Any] | str) -> tuple[str, str]:
+    """File name and caption of one line.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if isinstance(record, str):
+        raise ValueError(record)
+    column = tables.caption_column(list(record))
+    if "file_name" not in record:
+        raise ValueError(f"no 'file_name' (columns: {', '.join(map(repr, list(record)[:12]))})")
+    name, caption = record["file_name"], record[column]
+    if not isinstance(name, str) or not isinstance(caption, str):
+        raise ValueError(f"file_name and {column} must be text")
+    for text in (name, caption):
+        text.encode()  # half a character, such as "\ud800", is a ValueError
+    return name, caption
+
+
+def _read(folder: Path, name: str, size: tuple[int, int]) -> Tensor:
     height, width = size
-    with Image.open(path) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{path.name} has {image.width} x {image.height} pixels")
-        picture = image.convert("RGB")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"'{name}' is outside the folder")
+    try:
+        picture = pictures.decode(pictures.content(folder / name, folder))
+    except ValueError as error:
+        raise ValueError(f"'{name}': {error}") from error
     scale = max(width / picture.width, height / picture.height)
     wide = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    if wide[0] * wide[1] > pictures.MOST_PIXELS:
+        raise ValueError(f"'{name}' is too narrow: {picture.width} x {picture.height} pixels")
     picture = picture.resize(wide, Image.Resampling.LANCZOS)
     left, top = (wide[0] - width) // 2, (wide[1] - height) // 2
-    pixels = np.asarray(picture.crop((left, top, left + width, top + height)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pictures.array(picture.crop((left, top, left + width, top + height)))).float() / 255

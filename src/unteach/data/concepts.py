@@ -5,10 +5,10 @@ hold for prompts outside the training set. Prompt pairs (anchor prompt, target p
 only, as in Concept Ablation and DoCo (doco §1.3).
 """
 
-import csv
 import dataclasses
 import logging
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from unteach.core.registry import near
+from unteach.data import tables
 from unteach.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 }
 """Templates for a concept that brings neither prompts nor captions, by kind; ``{}`` stands for the name."""
 
+EMPTY_ANCHOR = (
+    ": name what takes its place, such as 'art' or 'a person' (for an empty prompt in its place give an anchor all the "
+    "same and, with the method uce, --set guide=)"
+)
 _LISTS = ("names", "prompts", "captions", "retain")
 _AN = re.compile(r"(?:[aeiou8]|11\b|18\b|hour|honest|honou?r|heir)", re.I)
 _A = re.compile(r"(?:uni(?!m|n)|use|usu|ute|uto|eu|ewe|one\b|once\b|ouija|u\b|ubiq)", re.I)
@@ -142,7 +147,7 @@ class Concept:
                 object.__setattr__(self, name, tuple(value))
         problems = _mistakes({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         if problems:
-            raise ConfigError.many(problems, where=f"the concept {self.target!r}")
+            raise ConfigError.many(_short(problems), where=f"the concept {reprlib.repr(self.target)}")
 
     def pairs(self) -> list[PromptPair]:
         """The training pairs, from templates and captions, duplicates removed.
@@ -191,19 +196,41 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
         if value is None:
             problems.append(f"{key} is missing")
         elif not isinstance(value, str):
-            problems.append(f"{key} must be text, found {value!r} (put it in quotes)")
+            problems.append(f"{key} must be text, found {reprlib.repr(value)} (put it in quotes)")
         elif not value.strip():
-            problems.append(f"{key} is empty")
+            problems.append(f"{key} is empty" + (EMPTY_ANCHOR if key == "anchor" else ""))
+        elif not _whole(value):
+            problems.append(f"{key} holds half a character: {value!a:.60}")
     if record.get("kind", "object") not in ("style", "object"):
-        problems.append(f"kind must be 'style' or 'object', found {record['kind']!r}")
+        problems.append(f"kind must be 'style' or 'object', found {reprlib.repr(record['kind'])}")
     for key in _LISTS:
         value = record.get(key, ())
         if not isinstance(value, list | tuple):
-            problems.append(f"{key} must be a list of texts, found {value!r}")
+            problems.append(f"{key} must be a list of texts, found {reprlib.repr(value)}")
             continue
-        problems += [f"{key}[{i}] must be text, found {v!r}" for i, v in enumerate(value) if not isinstance(v, str)]
-        problems += [f"{key}[{i}] is empty" for i, v in enumerate(value) if isinstance(v, str) and not v.strip()]
+        for i, text in enumerate(value):
+            if not isinstance(text, str):
+                problems.append(f"{key}[{i}] must be text, found {reprlib.repr(text)}")
+            elif not text.strip():
+                problems.append(f"{key}[{i}] is empty")
+            elif not _whole(text):
+                problems.append(f"{key}[{i}] holds half a character: {text!a:.60}")
     return problems
+
+
+def _short(problems: Sequence[str]) -> list[str]:
+    """Problems as a message can hold them: the first fifty, each with the middle of a long quotation left out."""
+    more = [f"and {len(problems) - 50} more"] if len(problems) > 50 else []
+    return [each if len(each) <= 400 else f"{each[:200]} ... {each[-190:]}" for each in problems[:50]] + more
+
+
+def _whole(text: str) -> bool:
+    """Whether it can be written as UTF-8: "\\ud800", half of a character, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mistakes(record: Mapping[str, Any]) -> list[str]:
@@ -214,6 +241,13 @@ def _mistakes(record: Mapping[str, Any]) -> list[str]:
     target, anchor = record["target"], record["anchor"]
     if target.casefold().split() == anchor.casefold().split():
         problems.append(f"target and anchor are both '{anchor}', so nothing would change")
+    # Lists of names, as other programs take them; an anchor may be a description, with commas.
+    for key, marks in (("target", ",;"), ("anchor", ";")):
+        if mark := next((mark for mark in marks if mark in record[key]), None):
+            problems.append(
+                f"{key} '{record[key]}' looks like several names; write one concept for each, in a file for "
+                f"--concepts, or, if it is one name, write it without the '{mark}'"
+            )
     for template in record.get("prompts", ()):
         if "{}" not in template or re.sub(r"\{\}", "", template).strip("{}") != re.sub(r"[{}]", "", template):
             problems.append(f"prompts: '{template}' must contain '{{}}' for the name, and no other braces")
@@ -253,7 +287,7 @@ class ConceptSet(tuple[Concept, ...]):
             if prompt.casefold() in targets
         ]
         if problems:
-            raise ConfigError.many(problems, where="the set of concepts")
+            raise ConfigError.many(_short(problems), where="the set of concepts")
         return made
 
     @classmethod
@@ -270,12 +304,14 @@ class ConceptSet(tuple[Concept, ...]):
         problems: list[str] = []
         for i, record in enumerate(records, 1):
             if not isinstance(record, Mapping):
-                problems.append(f"concept {i}: must be a mapping with 'target' and 'anchor', found {record!r}")
+                problems.append(
+                    f"concept {i}: must be a mapping with 'target' and 'anchor', found {reprlib.repr(record)}"
+                )
                 continue
-            name = f" ({record['target']})" if isinstance(record.get("target"), str) and record["target"] else ""
+            name = f" ({record['target']:.60})" if isinstance(record.get("target"), str) and record["target"] else ""
             problems += [f"concept {i}{name}: {problem}" for problem in _mistakes(record)]
         if problems:
-            raise ConfigError.many(problems, where=where)
+            raise ConfigError.many(_short(problems), where=where)
         return cls(Concept(**dict(record)) for record in records)
 
     @classmethod
@@ -296,20 +332,20 @@ class ConceptSet(tuple[Concept, ...]):
             ConfigError: the concepts have mistakes (all are listed).
         """
         try:
-            content = yaml.safe_load(_read(path))
+            content = yaml.safe_load(tables.read(path, "the concepts file", "give a UTF-8 file"))
         except yaml.YAMLError as error:
             raise DataError(f"'{path}' is not valid YAML", found=error) from error
         if isinstance(content, Mapping) and "concepts" in content:
             extra = [f"unknown key '{key}' (known: concepts)" for key in content if key != "concepts"]
             if extra:
-                raise ConfigError.many(extra, where=f"'{path}'")
+                raise ConfigError.many(_short(extra), where=f"'{path}'")
             content = content["concepts"]
         if isinstance(content, Mapping):
             content = [content]
         if not isinstance(content, list):
             raise ConfigError(
                 f"'{path}' holds no list of concepts",
-                found=repr(content),
+                found=reprlib.repr(content),
                 fix="write a list, '- target: ...' each",
             )
         return cls.from_dicts(content, where=f"'{path}'")
@@ -319,21 +355,18 @@ class ConceptSet(tuple[Concept, ...]):
         """A set from CSV with the fields as columns; several texts in one cell are parted by ``;``.
 
         Raises:
-            DataError: the file is missing.
+            DataError: the file is missing, is not UTF-8, or its quotes do not close.
             ConfigError: the concepts have mistakes (all are listed).
         """
         records: list[dict[str, Any]] = []
-        problems: list[str] = []
-        reader = csv.DictReader(_read(path).splitlines())
-        for row in reader:
-            if None in row:
-                problems.append(f"line {reader.line_num} has more cells than the header")
-            cells = {key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()}
+        header, rows, problems = tables.table(path, "the concepts file")
+        for _, row in rows:
+            cells = {key: value.strip() for key, value in zip(header, row, strict=True) if key and value.strip()}
             records.append({k: _cell(v) if k in _LISTS else v for k, v in cells.items()})
-        unknown = [key for key in reader.fieldnames or () if key.strip() not in _FIELDS]
+        unknown = [key for key in header if key not in _FIELDS]
         problems += [f"unknown column '{key}' ({near(key, _FIELDS)})" for key in unknown]
         if problems:
-            raise ConfigError.many(problems, where=f"'{path}'")
+            raise ConfigError.many(_short(problems), where=f"'{path}'")
         return cls.from_dicts(records, where=f"'{path}'")
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -354,10 +387,3 @@ class ConceptSet(tuple[Concept, ...]):
 
 def _cell(value: str) -> list[str]:
     return [part.strip() for part in value.split(";") if part.strip()]
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the concepts file '{path}' cannot be read", found=error, fix="give a UTF-8 file") from error

@@ -7,27 +7,29 @@ recognised and refused. A file that is missing, cut off or of another format is 
 
 import gzip
 import importlib
-import io
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unteach.data import folders, pictures
 from unteach.errors import ConfigError, DataError, MissingExtraError
 
 __all__ = ["Labelled", "arrays", "cifar10", "cifar100", "fashion_mnist", "image_folder", "tiny_imagenet"]
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 AGAIN = "get the file again; it may have been cut off on the way"
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+MOST_UNPACKED = 512 * 2**20
+"""A packed file (``.gz``) may hold so many bytes; every usual one does."""
+MOST_ROWS = 1_000_000
+"""Rows of a parquet file, at most; CIFAR has 50,000."""
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -83,37 +85,43 @@ def tiny_imagenet(path: Path | str) -> Labelled:
     """Tiny ImageNet (3 x 64 x 64) in its own layout.
 
     Read are ``wnids.txt``, ``words.txt``, ``train/ID/images/*`` and ``val/images/*`` with
-    ``val/val_annotations.txt``. The validation pictures become the test data, as usual: the test set has no labels.
+    ``val/val_annotations.txt``, or ``val/ID/*`` where that was sorted into classes. The validation pictures become
+    the test data, as usual: the test set has no labels.
     """
     root = _folder(path, "tiny-imagenet-200")
     ids = _text(root / "wnids.txt").split()
+    if len(set(ids)) < len(ids) or any(not _is_name(wnid) for wnid in ids):
+        raise DataError(f"{root / 'wnids.txt'} must hold the name of each class's folder once", fix=AGAIN)
     words = dict(line.split("\t", 1) for line in _text(root / "words.txt").splitlines() if "\t" in line)
-    files, y = [], []
-    for label, wnid in enumerate(ids):
-        own = _pictures(root / "train" / wnid / "images")
-        files += own
-        y += [label] * len(own)
-    place = {wnid: label for label, wnid in enumerate(ids)}
-    notes = root / "val" / "val_annotations.txt"
-    test_files, test_y = [], []
-    for number, line in enumerate(_text(notes).splitlines(), 1):
-        fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in place:
-            raise DataError(f"{notes}, line {number}, names no class of wnids.txt", found=line[:80], fix=AGAIN)
-        test_files.append(root / "val" / "images" / fields[0])
-        test_y.append(place[fields[1]])
+    files, y = folders.by_class(root / "train", ids)
+    notes, place = root / "val" / "val_annotations.txt", {wnid: label for label, wnid in enumerate(ids)}
+    test_files: list[Path] = []
+    test_y: list[int] = []
+    if not notes.exists() and any((root / "val" / wnid).is_dir() for wnid in ids):
+        test_files, test_y = folders.by_class(root / "val", ids)
+    else:
+        for number, line in enumerate(_text(notes).splitlines(), 1):
+            fields = line.split("\t")
+            if len(fields) < 2 or fields[1] not in place:
+                raise DataError(f"{notes}, line {number}, names no class of wnids.txt", found=line[:80], fix=AGAIN)
+            if not _is_name(fields[0]):
+                raise DataError(f"{notes}, line {number}, is not the name of a picture", found=line[:80], fix=AGAIN)
+            test_files.append(root / "val" / "images" / fields[0])
+            test_y.append(place[fields[1]])
     if not files or not test_files:
         raise DataError(f"{root} has no training or no validation pictures", fix="unpack the whole archive")
     # In full a name is a list of synonyms ("goldfish, Carassius auratus"): the first will do.
     names = tuple(words.get(wnid, wnid).split(",")[0] for wnid in ids)
-    return Labelled(_read(files, 64), torch.tensor(y), _read(test_files, 64), torch.tensor(test_y), names)
+    x = folders.read(files + test_files, 64, root)
+    return Labelled(x[: len(y)], torch.tensor(y), x[len(y) :], torch.tensor(test_y), names)
 
 
 def image_folder(path: Path | str, size: int = 32) -> Labelled:
     """Pictures in ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val/CLASS/*``), as RGB of ``size`` x ``size`` pixels.
 
     Pictures of another size are resized (bilinear, the aspect ratio is not kept). Classes are the folders of
-    ``train``, sorted.
+    ``train``, sorted; names that are all numbers, by number. Names that begin with a dot are no data, at any level.
+    A class folder without pictures, broken pictures and links that lead out of the folder are refused, all at once.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError("the size of pictures must be a whole number of pixels above 0", found=size, fix="32, say")
@@ -125,28 +133,27 @@ def image_folder(path: Path | str, size: int = 32) -> Labelled:
             found=_listing(root),
             fix="make it train/CLASS/* and test/CLASS/* (or val/CLASS/*)",
         )
-    names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    strange = sorted({folder.name for folder in test.iterdir() if folder.is_dir()} - set(names))
+    names = folders.classes(root / "train")
+    strange = sorted(set(folders.classes(test)) - set(names))
     if strange or not names:
         raise DataError(
             f"the classes of {test} and {root / 'train'} are not the same",
             found=f"no training folder for {strange[:5]}" if strange else "no folder of a class",
             fix="give every class its folder in both",
         )
-    parts: list[Tensor] = []
-    for part in (root / "train", test):
-        own = [_pictures(part / name) for name in names if (part / name).is_dir()]
-        labels = [label for label, name in enumerate(names) if (part / name).is_dir()]
-        sizes = torch.tensor([len(files) for files in own])
-        parts += [_read([file for files in own for file in files], size), torch.tensor(labels).repeat_interleave(sizes)]
-    return Labelled.of(parts, names)
+    files, y = folders.by_class(root / "train", names)
+    test_files, test_y = folders.by_class(test, names)
+    x = folders.read(files + test_files, size, root)
+    return Labelled(x[: len(y)], torch.tensor(y), x[len(y) :], torch.tensor(test_y), tuple(names))
 
 
 def arrays(path: Path | str) -> Labelled:
     """Tensors ``x_train``, ``y_train``, ``x_test`` and ``y_test`` of one safetensors file.
 
-    ``x`` is uint8 (N, C, H, W) in 0..255 or floating point (N, ...); ``y`` holds whole numbers from 0. The
-    header's metadata may hold ``class_names``, a JSON list.
+    ``x`` is uint8 (N, C, H, W) in 0..255 or floating point (N, ...); ``y`` holds whole numbers, 0 or more. The
+    header's metadata may hold ``class_names``, a JSON list: a name for each label from 0, or, if labels have gaps or
+    begin at 1, for each label that occurs, in their order. Without it such labels are numbered anew, from 0, and the
+    names are the labels as they were.
     """
     path = Path(path)
     if not path.is_file():
@@ -154,22 +161,22 @@ def arrays(path: Path | str) -> Labelled:
     try:
         with safe_open(path, framework="pt") as file:
             held, header = set(file.keys()), file.metadata() or {}
-            missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in held]
-            tensors = (
-                {} if missing else {key: file.get_tensor(key) for key in ("x_train", "y_train", "x_test", "y_test")}
-            )
+            missing = [key for key in ARRAYS if key not in held]
+            tensors = {} if missing else {key: file.get_tensor(key) for key in ARRAYS}
             names = json.loads(header.get("class_names", "[]"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a whole safetensors file", found=error, fix="write it again") from error
     if missing:
         raise DataError(
-            f"{path} lacks {', '.join(missing)}", found=sorted(held), fix="call them x_train, y_train, x_test, y_test"
+            f"{path} lacks {', '.join(missing)}",
+            found=sorted(held)[:20],
+            fix="call them x_train, y_train, x_test, y_test",
         )
     for key, tensor in tensors.items():
         wanted = tensor.is_floating_point() or tensor.dtype == torch.uint8
         if key.startswith("y"):
-            wanted = tensor.ndim == 1 and not tensor.is_floating_point() and tensor.dtype != torch.bool
-            wanted = wanted and tensor.numel() > 0 and int(tensor.min()) >= 0
+            whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+            wanted = whole and tensor.ndim == 1 and tensor.numel() > 0 and int(tensor.long().min()) >= 0
         if not wanted:
             kind = "whole numbers from 0, (N,)" if key.startswith("y") else "uint8 (N, C, H, W) or floating point"
             raise DataError(
@@ -177,10 +184,20 @@ def arrays(path: Path | str) -> Labelled:
             )
     x, test_x = (t if t.dtype == torch.uint8 else t.float() for t in (tensors["x_train"], tensors["x_test"]))
     y, test_y = tensors["y_train"].long(), tensors["y_test"].long()
-    count = int(max(y.max(), test_y.max())) + 1
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or 0 < len(names) < count:
-        raise DataError(f"class_names in {path} must be a list of {count} texts", found=names, fix="mend the metadata")
-    return Labelled(x, y, test_x, test_y, tuple(names) or tuple(str(i) for i in range(count)))
+    labels = torch.unique(torch.cat([y, test_y]))
+    count = int(labels[-1]) + 1
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"class_names in {path} must be a list of texts", found=type(names), fix="mend the metadata")
+    if len(names) < count and len(names) in (0, len(labels)):
+        names = names or [str(label) for label in labels.tolist()]
+        y, test_y = torch.searchsorted(labels, y), torch.searchsorted(labels, test_y)
+    elif len(names) < count:
+        raise DataError(
+            f"class_names in {path} must be a list of {count} texts, one a label from 0",
+            found=f"{len(names)} texts, {len(labels)} labels up to {count - 1}",
+            fix="mend the metadata, or leave it out: then the labels are the names",
+        )
+    return Labelled(x, y, test_x, test_y, tuple(names))
 
 
 # ------------------------------------------------------------------------------------------------- formats
@@ -242,27 +259,43 @@ def _cifar_parquet(root: Path, label: str, names: tuple[str, ...]) -> Labelled:
     for part in ("train", "test"):
         pixels, labels = [], []
         for file in sorted(root.rglob(f"{part}*.parquet")):
-            try:
-                rows = parquet.read_table(file).to_pydict()
-            except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-                raise DataError(f"{file} is not a whole parquet file", found=error, fix=AGAIN) from error
-            pictures = next((rows[key] for key in ("img", "image") if key in rows), None)
-            if pictures is None or label not in rows:
-                raise DataError(
-                    f"{file} lacks 'img' or '{label}'", found=sorted(rows), fix="check which data set it is"
-                )
-            for i, picture in enumerate(pictures):
+            column: list[int] = []
+            for i, (picture, value) in enumerate(_parquet_rows(parquet, file, label)):
                 content = picture.get("bytes") if isinstance(picture, dict) else picture
                 if not isinstance(content, bytes):
                     raise DataError(f"picture {i} of {file} is not encoded in the file", found=type(content), fix=AGAIN)
-                pixels.append(_decode(content, 32, f"picture {i} of {file}"))
-            if any(isinstance(value, bool) or not isinstance(value, int) for value in rows[label]):
-                raise DataError(f"'{label}' in {file} must hold whole numbers", found=rows[label][:3], fix=AGAIN)
-            labels.append(_labels(torch.tensor(rows[label]), len(names), file))
+                if isinstance(value, bool) or not isinstance(value, int):
+                    raise DataError(f"'{label}' in {file} must hold whole numbers", found=type(value), fix=AGAIN)
+                try:
+                    pixels.append(folders.square(pictures.decode(content), 32))
+                except ValueError as error:
+                    raise DataError(f"picture {i} of {file} cannot be used", found=error, fix=AGAIN) from error
+                column.append(value)
+            labels.append(_labels(torch.tensor(column), len(names), file))
         if not pixels:
             raise DataError(f"{root} has no {part} pictures in parquet files", found=_listing(root), fix=AGAIN)
         parts += [torch.from_numpy(np.stack(pixels)), torch.cat(labels)]
     return Labelled.of(parts, names)
+
+
+def _parquet_rows(parquet: Any, file: Path, label: str) -> Iterator[tuple[Any, Any]]:
+    """Picture and label of each row, a few rows in memory at a time: a small file can hold many gigabytes."""
+    try:
+        with parquet.ParquetFile(file) as table:
+            columns = table.schema_arrow.names
+            picture = next((key for key in ("img", "image") if key in columns), None)
+            if picture is None or label not in columns:
+                raise DataError(
+                    f"{file} lacks 'img' or '{label}'", found=sorted(columns)[:20], fix="check which data set it is"
+                )
+            if table.metadata.num_rows > MOST_ROWS:
+                raise DataError(f"{file} has too many rows", found=table.metadata.num_rows, fix=AGAIN)
+            for batch in table.iter_batches(batch_size=256, columns=[picture, label]):
+                yield from zip(batch[picture].to_pylist(), batch[label].to_pylist(), strict=True)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's own errors are of many kinds
+        raise DataError(f"{file} is not a whole parquet file", found=error, fix=AGAIN) from error
 
 
 def _idx(file: Path, dims: int) -> Tensor:
@@ -289,6 +322,11 @@ def _folder(path: Path | str, inner: str = "") -> Path:
     return root / inner if inner and (root / inner).is_dir() else root
 
 
+def _is_name(text: str) -> bool:
+    """Whether it can be the name of a file in a folder."""
+    return text == Path(text).name and text.isprintable() and 0 < len(text.encode()) < 256
+
+
 def _either(root: Path, name: str) -> Path:
     for file in (root / name, root / f"{name}.gz"):
         if file.is_file():
@@ -298,11 +336,20 @@ def _either(root: Path, name: str) -> Path:
 
 def _bytes(file: Path) -> bytes:
     try:
-        data = file.read_bytes()
-        return gzip.decompress(data) if file.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:  # a file that is not gzip is an OSError
+        if file.suffix != ".gz":
+            return file.read_bytes()
+        with gzip.open(file) as packed:
+            data = packed.read(MOST_UNPACKED + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a file that is not gzip is an OSError
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {file}", found=reason, fix=AGAIN) from error
+    if len(data) > MOST_UNPACKED:
+        raise DataError(
+            f"{file} holds too much when unpacked",
+            found=f"more than {MOST_UNPACKED // 2**20} MiB",
+            fix="unpack it yourself if you trust it",
+        )
+    return data
 
 
 def _text(file: Path) -> str:
@@ -326,30 +373,3 @@ def _labels(y: Tensor, count: int, file: Path) -> Tensor:
 def _listing(root: Path) -> str:
     names = sorted(child.name for child in root.iterdir())
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "an empty folder"
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}", fix="unpack the whole archive")
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
-
-
-def _read(files: Sequence[Path], size: int) -> Tensor:
-    """Picture files as uint8 (N, 3, size, size)."""
-    out = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for i, file in enumerate(files):
-        out[i] = torch.from_numpy(_decode(_bytes(file), size, str(file)))
-    return out
-
-
-def _decode(data: bytes, size: int, what: str) -> Any:
-    """An encoded picture as a uint8 array (3, size, size)."""
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{what} is not a whole picture", found=error, fix="get the file again, or delete it"
-        ) from error
-    return np.asarray(image).transpose(2, 0, 1).copy()
