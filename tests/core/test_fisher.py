@@ -387,7 +387,7 @@ def test_a_model_that_needs_contiguous_activations() -> None:
     model, batches, slow = View(), data(), reference(View())
     slow.load_state_dict(model.state_dict())
     assert not persample.channels_last(model, batches[0][0])
-    assert persample.channels_last(build("residual"), batches[0][0])
+    assert persample.channels_last(build("convs"), batches[0][0])
     assert_close(fisher(model, batches), oracle.fisher(slow, doubled(batches), "exact", parameters(slow)))
 
 

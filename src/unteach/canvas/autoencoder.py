@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unteach.core import seeds
+from unteach.core.layout import fastest
 from unteach.core.loop import Loop, Step
 from unteach.errors import ModelError
 
@@ -127,7 +128,8 @@ def train_decoder(
     progress: bool = False,
 ) -> None:
     """Train the decoder on latents of ``views`` (uint8, (B, 3, 32, 32)) with L1 + MSE, under noise on the latents."""
-    decoder: Any = vae.decoder.to(memory_format=torch.channels_last)
+    layout = fastest(vae.decoder)
+    decoder: Any = vae.decoder.to(memory_format=layout)
     vae.requires_grad_(False)
     decoder.requires_grad_(True)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr, betas=(0.9, 0.99))
@@ -140,7 +142,7 @@ def train_decoder(
             latents = vae.encode(images).latent_dist.mean
         level = 0.08 * s.rand("level", (1, 1, 1), items)
         latents = latents + level * s.randn("latent noise", latents.shape[1:], items)
-        drawn = decoder(latents.contiguous(memory_format=torch.channels_last))
+        drawn = decoder(latents.contiguous(memory_format=layout))
         l1, mse = F.l1_loss(drawn, images), F.mse_loss(drawn, images)
         optimiser.zero_grad()
         torch.autograd.backward([l1 + mse])

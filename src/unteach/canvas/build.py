@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from unteach.canvas import autoencoder, words
 from unteach.core import seeds, state
+from unteach.core.layout import fastest
 from unteach.core.loop import Step
 from unteach.data import emoji
 from unteach.diffusion.conditioning import Conditioning
@@ -97,7 +98,8 @@ def denoiser(out: Path, *, steps: int, progress: bool, polish: bool = False) -> 
     )  # fmt: skip
     name, fill, invent = ("polish", 0.8, 0.5) if polish else ("denoiser", 0.5, 0.0)
     model = Model(pipeline(out, unet))
-    model.pipe.unet.to(memory_format=torch.channels_last)
+    layout = fastest(model.pipe.unet)
+    model.pipe.unet.to(memory_format=layout)
     tokenizer, encoder = model.pipe.tokenizer, model.pipe.text_encoder
 
     def batches(s: Step, items: range) -> tuple[Tensor, Conditioning]:
@@ -112,7 +114,7 @@ def denoiser(out: Path, *, steps: int, progress: bool, polish: bool = False) -> 
             texts.append("" if rng.random() < 0.1 else words.draw_caption(obj, style, rng, fill=fill, invent=invent)[0])
         with torch.no_grad():
             hidden = encoder(words.token_ids(tokenizer, texts))[0]
-        drawn = latents[rows].float().contiguous(memory_format=torch.channels_last)
+        drawn = latents[rows].float().contiguous(memory_format=layout)
         return drawn, Conditioning(hidden)
 
     @functools.lru_cache(maxsize=2)

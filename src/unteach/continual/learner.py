@@ -15,6 +15,7 @@ from unteach.continual.method import AnyMethod, Rule
 from unteach.continual.objective import Batch, Objective
 from unteach.continual.stream import Stream
 from unteach.core import seeds
+from unteach.core.layout import channels_last_is_safe
 from unteach.core.settings import Settings, setting
 
 
@@ -38,7 +39,7 @@ class Training(Settings):
         head: classes an evaluation may answer: "seen" so far (Mammoth now), or "all" (the refresh code).
         precision: "bf16" runs the network under autocast.
         channels_last: keep images and convolutions with channels innermost, which is faster on most machines (other
-            rounding, so other bits).
+            rounding, so other bits). Left off where a strided 1x1 convolution has fewer than 8 inputs.
         compile: compile the network (worth it on a GPU).
         eval_batch: samples a batch when evaluating.
     """
@@ -87,9 +88,11 @@ class Learner:
         self.stream, self.method, self.settings, self.seed, self.device = stream, method, settings, seed, device
         self.classes = stream.classes
         self.network = network.to(device)
-        self.channels_last = settings.channels_last and len(stream.shape) == 3 and stream.shape[0] < 64
-        if self.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images, safe = len(stream.shape) == 3 and stream.shape[0] < 64, channels_last_is_safe(network)
+        self.channels_last = settings.channels_last and images and safe
+        if self.channels_last or not safe:  # a network that came with channels innermost and must not have them
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.model = method.wrap(self.network)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names, self.params = [name for name, _ in named], [p for _, p in named]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unteach.core.layout import channels_last_is_safe, is_channels_last
 from unteach.core.persample import (
     Cotangent,
     Implementation,
@@ -264,6 +265,9 @@ class _Stream:
             raise _empty()
         if channels_last(work.model, x):
             self._format = lambda x: x.contiguous(memory_format=torch.channels_last)
+        elif x.dim() == 4 and not channels_last_is_safe(work.model):
+            _refuse_channels_last(work.model, self._device)
+            self._format = lambda x: x.contiguous()
         self.first = self._format(x[:2])
         width = record(work.model, (), self.first)[0].shape[1]
         self.allowed = torch.ones(width, dtype=torch.bool, device=self._device)
@@ -359,6 +363,15 @@ def _mean(totals: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
                 fix="look for infinite inputs, weights or logits",
             )
     return totals
+
+
+def _refuse_channels_last(model: nn.Module, device: torch.device) -> None:
+    if device.type == "cpu" and is_channels_last(model):
+        raise ModelError(
+            f"{type(model).__name__} is channels-last, and so torch's backward pass of it can corrupt memory",
+            found="a 1x1 convolution with a stride and fewer than 8 input channels",
+            fix="call model.to(memory_format=torch.contiguous_format) first",
+        )
 
 
 def _empty() -> DataError:

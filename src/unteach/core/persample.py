@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
+from unteach.core.layout import channels_last_is_safe
 from unteach.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def channels_last(model: nn.Module, x: Tensor) -> bool:
-    """Whether ``model`` takes x (B, C, H, W) in the memory format in which convolutions are fastest."""
+    """Whether ``model`` takes x (B, C, H, W) in the memory format in which convolutions are fastest, and it is safe."""
     if x.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return False
+    if not channels_last_is_safe(model):
         return False
     try:
         with torch.no_grad():
