@@ -57,13 +57,29 @@ def _noise(model: "Model", steps: int) -> str:
 
 
 def _differs(model: "Model", found: Tensor, t: Tensor, x0: Tensor, eps: Tensor) -> str:
-    near = round(float(t))
-    if not 0 <= near < model.num_timesteps or (near == 0 and float(t) < 0):
-        return f"timestep {float(t):.4g}, where training timesteps go from 0 to {model.num_timesteps - 1}"
-    wanted = model.noise(x0, eps, near)
+    if mistake := _no_time(model, t):
+        return mistake
+    wanted = model.noise(x0, eps, round(float(t)))
     off = float((found.float() - wanted).norm() / wanted.norm())
     # Written so that NaN is a difference.
     return "" if off <= _NEAR else f"at timestep {float(t):.4g} the denoiser's input is off by {off:.0%}"
+
+
+def _no_time(model: "Model", t: Tensor) -> str:
+    if 0 <= float(t) <= model.num_timesteps - 1:
+        return ""
+    return f"timestep {float(t):.4g}, where training timesteps go from 0 to {model.num_timesteps - 1}"
+
+
+def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
+    """The first input is the noise alone, at the rate of its timestep or (what is left of a picture counted in) at 1."""
+    if mistake := _no_time(model, t):
+        return mistake
+    factor = float((found.float() * eps).sum() / eps.square().sum())
+    rest = float((found.float() - factor * eps).norm() / eps.norm())
+    low = float(model.schedule.sigma[round(float(t))])
+    fits = low * (1 - _NEAR) <= factor <= 1 + _NEAR and rest <= _NEAR
+    return "" if fits else f"the pipeline starts with noise times {factor:.3g}, where {low:.3g} to 1 is known"
 
 
 def _fresh(model: "Model", steps: int) -> Any:
@@ -93,7 +109,7 @@ def _call(model: "Model", steps: int) -> str:
         ),
     )
     sample, t = theirs.pop("sample").cpu(), theirs.pop("timestep").cpu()
-    if mistake := _differs(model, sample, t, torch.zeros_like(eps), eps):
+    if mistake := _start(model, sample, t, eps):
         return mistake
     ours = _arguments(model.denoiser, lambda: model.predict(sample.to(model.device), round(float(t)), cond))
     extra = sorted(theirs.keys() ^ (ours.keys() - {"sample", "timestep"}))

@@ -111,7 +111,7 @@ def _unknown(part: str, cls: object, classes: tuple[str, ...], family: Family, f
     if part == "scheduler":
         return ModelError(
             f"the scheduler of '{folder}' is not of a known kind",
-            found=cls,
+            found=str(cls),
             fix="schedulers of betas are known, such as DDIM, Euler or DPM-Solver++; with EDM or flow matching a "
             "model is noised and called by other rules, and would be trained wrongly here",
         )

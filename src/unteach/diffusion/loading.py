@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from unteach.diffusion.families import Family, Pipeline, families
 from unteach.diffusion.folder import check_files, check_index, check_parts, read_json
-from unteach.diffusion.foreign import foreign
+from unteach.diffusion.foreign import foreign, unremarked
 from unteach.errors import ConfigError, ModelError
 
 # from_pretrained's argument; the old name warns from 0.42 on.
@@ -142,7 +142,7 @@ def load_pipeline(found: Found, dtype: torch.dtype, device: str | torch.device) 
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"the device '{device}' is not available", found=error) from error
     again = f"'{found.folder}' could not be loaded"
-    with foreign(again, fix="fetch or save the folder again"), quiet():
+    with foreign(again, fix="fetch or save the folder again"), quiet(), unremarked():
         # Part by part, by the class that is known: what the files lack is told, and no class is looked up by name.
         parts = {part: _load_part(found, part, cls, dtype) for part, cls in found.family.components.items()}
         pipe = found.family.pipeline.from_pretrained(

@@ -148,7 +148,8 @@ def iterate(
 def _draw(model: Model, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
     # A shallow copy shares the networks; a scheduler keeps state between steps, so it gets its own.
     pipe = copy.copy(model.pipe)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with unremarked():
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     guided = settings.guidance_scale > 1
     negative = model.unconditional(len(prompts)) if guided else None
