@@ -10,10 +10,13 @@ from accelerate import PartialState
 from unteach.core.state import canonical
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
+from unteach.diffusion.wrappers import check_plain
 from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.job import Job
 from unteach.erase.method import Method, make, methods, presets
+from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
 
 __all__ = [
@@ -32,7 +35,7 @@ __all__ = [
 
 
 def erase(
-    model: Model,
+    model: Model | Pipeline,
     concepts: Concept | Mapping[str, Any] | Iterable[Concept | Mapping[str, Any]],
     method: Method | str = "doco",
     *,
@@ -46,7 +49,7 @@ def erase(
     """Erase concepts and return what must be added to the weights; the model itself is unchanged on return.
 
     Args:
-        model: what :func:`unteach.diffusion.load` gave.
+        model: what :func:`unteach.diffusion.load` gave, or a diffusers pipeline, whose parts are then frozen.
         concepts: one or several, as :class:`Concept` or as mappings of its fields.
         method: a method's or preset's name, or a configured :class:`Method`.
         seed: equal seeds give equal deltas.
@@ -59,7 +62,8 @@ def erase(
 
     Raises:
         ConfigError: unknown method or settings, concepts with mistakes; lists them all.
-        ModelError: the method cannot edit this denoiser.
+        DataError: the model cannot tell the target from the anchor in any prompt (:mod:`unteach.erase.pairs`).
+        ModelError: the method cannot edit this denoiser, or its weights are wrapped (a loaded LoRA, fused projections).
         CheckpointError: ``out`` holds another run, or is damaged.
         NumericsError: training diverged; the last good checkpoint is kept.
     """
@@ -67,10 +71,12 @@ def erase(
         method = make(method, **settings)
     elif settings:
         raise ConfigError("settings go with a method's name, not with a configured method", found=", ".join(settings))
+    model = Model.of(model)
+    check_plain(model.denoiser)
     model.digest(fresh=True)
     job = Job(
         model=model,
-        concepts=ConceptSet.of(concepts),
+        concepts=readable(model, ConceptSet.of(concepts)).concepts,
         seed=seed,
         out=None if out is None else Path(out),
         progress=progress,
