@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -424,6 +425,15 @@ def test_f8_numbers_as_names_are_in_the_order_of_numbers(tmp_path, names, want):
     data = files.image_folder(fill(tmp_path, names), 2)
     assert list(data.class_names) == want
     assert data.x[:, 0, 0, 0].tolist() == [10 * names.index(name) for name in want] == data.test_x[:, 0, 0, 0].tolist()
+
+
+def test_names_that_no_record_could_hold_are_refused(tmp_path):
+    os.mkdir(os.fsencode(fill(tmp_path, ["a"]) / "train") + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"not UTF-8; found: \['caf.udce9'\]; to do: rename"):
+        files.image_folder(tmp_path, 2)
+    save_file(tensors(), tmp_path / "a.safetensors", metadata={"class_names": '["\\ud800", "b", "c"]'})
+    with pytest.raises(DataError, match="list of texts"):
+        files.arrays(tmp_path / "a.safetensors")
 
 
 def test_f7_names_that_begin_with_a_dot_are_neither_class_nor_sample(tmp_path):

@@ -128,7 +128,7 @@ def test_f16_captions_as_tools_and_editors_write_them(text: str, want: tuple[str
         (json.dumps([A, B]), "line 1: list where"),
         ("[" * 100_000, "line 1: too many brackets"),
         ('{"file_name": "a.png", "text": ' + "9" * 5000 + "}", "line 1: .*limit"),
-        ('{"file_name": "a.png", "text": "\\ud800"}', "line 1: .*surrogates"),
+        ('{"file_name": "a.png", "text": "\\ud800"}', "line 1: .*half a character"),
         ('{"file_name": "a\\u0000.png", "text": "a"}', "line 1: "),
         (lines(A, B).encode("utf-16"), "not UTF-8 text.*save it as UTF-8"),
     ],

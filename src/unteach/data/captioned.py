@@ -74,8 +74,8 @@ def _fields(record: dict[str, Any] | str) -> tuple[str, str]:
     name, caption = record["file_name"], record[column]
     if not isinstance(name, str) or not isinstance(caption, str):
         raise ValueError(f"file_name and {column} must be text")
-    for text in (name, caption):
-        text.encode()  # half a character, such as "\ud800", is a ValueError
+    if not tables.whole(name + caption):
+        raise ValueError(f"file_name or {column} holds half a character")
     return name, caption
 
 

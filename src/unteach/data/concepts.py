@@ -202,7 +202,7 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
             problems.append(f"{key} must be text, found {reprlib.repr(value)} (put it in quotes)")
         elif not value.strip():
             problems.append(f"{key} is empty" + (EMPTY_ANCHOR if key == "anchor" else ""))
-        elif not _whole(value):
+        elif not tables.whole(value):
             problems.append(f"{key} holds half a character: {value!a:.60}")
     if record.get("kind", "object") not in ("style", "object"):
         problems.append(f"kind must be 'style' or 'object', found {reprlib.repr(record['kind'])}")
@@ -216,7 +216,7 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key}[{i}] must be text, found {reprlib.repr(text)}")
             elif not text.strip():
                 problems.append(f"{key}[{i}] is empty")
-            elif not _whole(text):
+            elif not tables.whole(text):
                 problems.append(f"{key}[{i}] holds half a character: {text!a:.60}")
     return problems
 
@@ -225,15 +225,6 @@ def _short(problems: Sequence[str]) -> list[str]:
     """Problems as a message can hold them: the first fifty, each with the middle of a long quotation left out."""
     more = [f"and {len(problems) - 50} more"] if len(problems) > 50 else []
     return [each if len(each) <= 400 else f"{each[:200]} ... {each[-190:]}" for each in problems[:50]] + more
-
-
-def _whole(text: str) -> bool:
-    """Whether it can be written as UTF-8: "\\ud800", half of a character, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _mistakes(record: Mapping[str, Any]) -> list[str]:

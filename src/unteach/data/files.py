@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unteach.data import folders, pictures
+from unteach.data import folders, pictures, tables
 from unteach.errors import ConfigError, DataError, MissingExtraError
 
 __all__ = ["Labelled", "arrays", "cifar10", "cifar100", "fashion_mnist", "image_folder", "tiny_imagenet"]
@@ -186,7 +186,7 @@ def arrays(path: Path | str) -> Labelled:
     y, test_y = tensors["y_train"].long(), tensors["y_test"].long()
     labels = torch.unique(torch.cat([y, test_y]))
     count = int(labels[-1]) + 1
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and tables.whole(name) for name in names):
         raise DataError(f"class_names in {path} must be a list of texts", found=type(names), fix="mend the metadata")
     if len(names) < count and len(names) in (0, len(labels)):
         names = names or [str(label) for label in labels.tolist()]

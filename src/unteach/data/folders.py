@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unteach.data import pictures
+from unteach.data import pictures, tables
 from unteach.errors import DataError
 
 __all__ = ["by_class", "classes", "read", "square"]
@@ -18,12 +18,16 @@ def classes(folder: Path) -> list[str]:
     """The folders of classes, sorted: as numbers if all are numbers, else as text.
 
     Raises:
-        DataError: the folder cannot be read.
+        DataError: the folder cannot be read, or a name is not UTF-8.
     """
     try:
         names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}", found=error.strerror or error) from error
+    if strange := [name for name in names if not tables.whole(name)]:
+        raise DataError(
+            f"names of classes in {folder} are not UTF-8", found=ascii(strange[:5]), fix="rename the folders"
+        )
     return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 

@@ -29,6 +29,15 @@ def read(path: Path | str, what: str, fix: str) -> str:
         ) from error
 
 
+def whole(text: str) -> bool:
+    """Whether it can be written as UTF-8: half of a character, such as "\\ud800", cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def json_lines(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Number and record of each line that is not empty; text instead of a record says what is wrong with it.
 
