@@ -39,8 +39,9 @@ def _wrappers(module: nn.Module) -> Iterator[tuple[str, str]]:
         if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
             yield f"a {kind.__name__}{where}", "give the network inside it ('.module')"
         if kind.__module__.partition(".")[0] == "peft" or hasattr(part, "peft_config"):
+            adapters = ", ".join(getattr(part, "peft_config", None) or [kind.__name__])
             yield (
-                f"a loaded LoRA or other adapter ({kind.__name__}{where})",
+                f"a loaded LoRA or other adapter ('{adapters}'{where})",
                 "call unload_lora_weights() on the pipeline; to keep the adapter, call fuse_lora() before that",
             )
         if getattr(part, "fused_projections", False):
