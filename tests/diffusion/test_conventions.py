@@ -1,4 +1,4 @@
-"""F2: a scheduler that noises by other rules is refused; every one of the usual kind, in every usual setting, is not."""
+"""F2: a scheduler that noises by other rules is refused; those of the usual kind, in all usual settings, are not."""
 
 import json
 import shutil
@@ -29,7 +29,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "EulerDiscreteScheduler": [*SPACINGS, *SIGMAS, ZERO_SNR],
     "EulerAncestralDiscreteScheduler": [*SPACINGS, ZERO_SNR],
     "HeunDiscreteScheduler": [{}, *SIGMAS],
-    "DPMSolverMultistepScheduler": [*SPACINGS, *SIGMAS, {"use_lu_lambdas": True}, {"algorithm_type": "sde-dpmsolver++"}],
+    "DPMSolverMultistepScheduler": [
+        *SPACINGS,
+        *SIGMAS,
+        {"use_lu_lambdas": True},
+        {"algorithm_type": "sde-dpmsolver++"},
+    ],
     "DPMSolverSinglestepScheduler": [{}, *SIGMAS],
     "UniPCMultistepScheduler": [*SPACINGS, *SIGMAS],
     "DEISMultistepScheduler": [{}],

@@ -72,7 +72,7 @@ def _no_time(model: "Model", t: Tensor) -> str:
 
 
 def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
-    """The first input is the noise alone, at the rate of its timestep or (what is left of a picture counted in) at 1."""
+    """The first input is noise alone, at its timestep's rate, or at 1 (with what would be left of a picture)."""
     if mistake := _no_time(model, t):
         return mistake
     factor = float((found.float() * eps).sum() / eps.square().sum())

@@ -88,7 +88,9 @@ class Examples:
         return state.fingerprint({"latents": state.digest({"latents": self.latents}), "captions": self.captions})
 
 
-def encoded(model: Model | Pipeline, name: str, images: Tensor, captions: Sequence[str], ids: Sequence[str]) -> Examples:
+def encoded(
+    model: Model | Pipeline, name: str, images: Tensor, captions: Sequence[str], ids: Sequence[str]
+) -> Examples:
     """Encode images (N, 3, H, W), float in [0, 1], and captions with a model's own encoders."""
     model = Model.of(model)
     latents = torch.cat([model.to_latents(part) for part in torch.split(images, 64)])
