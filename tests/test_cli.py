@@ -176,6 +176,26 @@ def test_captions_without_the_anchor_are_counted_and_said(
     assert "none of the 2 captions of 'bomb' can be used" in capsys.readouterr().err
 
 
+def test_f1_captions_that_the_model_does_not_tell_apart_are_counted_and_said(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = "a red house " * 7 + "in the style of openmoji"
+    command = ["erase", "--model", str(toys["sd"]), "--target", "twemoji", "--anchor", "openmoji", "--method", "uce"]
+    run = [*command, "--captions", cut, "an openmoji dog", "--out", str(tmp_path / "run")]
+    why = "'twemoji': of 2 captions left out: 1 with the same prompt twice, as the model reads it"
+    assert main([*run, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 prompt pairs; 1 of 2 captions are no-ops and left out" in said and why in said
+    assert main(run) == 0
+    said = capsys.readouterr().out
+    assert "1 prompt pairs, " in said and why in said
+    lost = tmp_path / "lost"
+    for more in (["--dry-run"], []):
+        assert main([*command, "--captions", cut, "--out", str(lost), *more]) == 2
+        assert "no prompt pair of 'twemoji' is left" in capsys.readouterr().err
+    assert not lost.exists()
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["erase", "--model", str(tmp_path / "nowhere"), "--target", "", "--anchor", "dog", "--kind", "animal"]
     assert main([*line, "--method", "doc0", "--seed", "-1", "--dtype", "float31", "--threads", "0"]) == 2

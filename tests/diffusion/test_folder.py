@@ -149,14 +149,16 @@ def test_m4_h3_a_tensor_that_the_file_lacks_is_not_made_up(part: str, folder: Pa
     tensors = load_file(file)
     gone = sorted(tensors)[3]
     save_file({name: value for name, value in tensors.items() if name != gone}, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=f"'{part}' in .* lacks 1 of its tensors: they would be random; found: missing"):
+    with pytest.raises(
+        ModelError, match=f"'{part}' in .* lacks 1 of its tensors: they would be random; found: missing"
+    ):
         load(folder)
 
 
 def test_h3_foreign_names_are_not_made_up(folder: Path) -> None:
     file = folder / "text_encoder" / "model.safetensors"
     save_file({f"other.{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.raises(ModelError, match="'text_encoder' in .* lacks 36 of its tensors"):
+    with pytest.raises(ModelError, match=r"'text_encoder' in .* lacks 36 of its tensors"):
         load(folder)
 
 
@@ -214,7 +216,10 @@ class PanicException(BaseException):
 
 def test_m4_panics_are_errors_and_ctrl_c_is_not() -> None:
     for error in (PanicException("a\nb"), RecursionError("deep"), ImportError("\n no such")):
-        with pytest.raises(ModelError, match=r"broken; found: \w+: (a|deep|no such); to do: mend"), foreign("broken", fix="mend"):
+        with (
+            pytest.raises(ModelError, match=r"broken; found: \w+: (a|deep|no such); to do: mend"),
+            foreign("broken", fix="mend"),
+        ):
             raise error
     for error in (KeyboardInterrupt(), SystemExit(3), GeneratorExit()):
         with pytest.raises(type(error)), foreign("broken", fix="mend"):
@@ -257,7 +262,9 @@ def another(folder: Path) -> None:
         toys.tokenizer(folder / "tokenizer")
     vocabulary = json.loads(file.read_text())
     ends = ["<|startoftext|>", "<|endoftext|>"]
-    words = {name: i for i, name in enumerate([*(k for k in vocabulary if k not in ends), "new</w>", "words</w>", *ends])}
+    words = {
+        name: i for i, name in enumerate([*(k for k in vocabulary if k not in ends), "new</w>", "words</w>", *ends])
+    }
     file.write_text(json.dumps(words))
 
 

@@ -64,7 +64,10 @@ WRAPPED: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "LoRA": (with_lora, r"loaded LoRA.*unload_lora_weights"),
     "LoRA, fused": (fused_lora, r"loaded LoRA.*unload_lora_weights"),
     "compiled": (lambda pipe, _: pipe.unet.compile(backend="eager"), r"compiled module \(torch\.compile\)"),
-    "a compiled block": (lambda pipe, _: pipe.unet.mid_block.compile(backend="eager"), r"compiled module.*at 'mid_block'"),
+    "a compiled block": (
+        lambda pipe, _: pipe.unet.mid_block.compile(backend="eager"),
+        r"compiled module.*at 'mid_block'",
+    ),
     "offloaded": (lambda pipe, _: accelerate.cpu_offload(pipe.unet, torch.device("cpu")), r"accelerate's offloading"),
     "a processor with weights": (processor, r"attention processor with weights \(Processor at"),
     "parametrised": (
@@ -99,7 +102,7 @@ def test_f3_a_compiled_network_in_its_wrapper_is_refused(toy: Toy) -> None:
     model = load(toy("sd"))
     with pytest.raises(ModelError, match=r"compiled module \(torch\.compile\)"):
         toys.change(model).apply(torch.compile(model.pipe.unet, backend="eager"))  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="DataParallel.*network inside it"):
+    with pytest.raises(ModelError, match=r"DataParallel.*network inside it"):
         toys.change(model).apply(nn.DataParallel(model.pipe.unet))
 
 

@@ -33,7 +33,9 @@ def check(model: "Model") -> None:
     steps = min(_STEPS, model.num_timesteps)
     problem = f"the scheduler {name} does not work in this pipeline"
     with foreign(problem, fix="use the scheduler it was trained with"), unremarked():
-        mistake = _noise(model, steps) or _call(model, steps)
+        scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        mistake = _noise(model, scheduler) or _call(model, scheduler, steps)
     if mistake:
         raise ModelError(
             f"the scheduler {name} does not noise and call the denoiser in the way that is known here",
@@ -42,15 +44,13 @@ def check(model: "Model") -> None:
         )
 
 
-def _noise(model: "Model", steps: int) -> str:
+def _noise(model: "Model", scheduler: Any) -> str:
     """What the scheduler makes of a latent and noise, scaled for the denoiser, against ``Model.noise``; "" if equal."""
     x0, eps = (seeds.randn(model.latent_shape, 0, f"conventions {what}", 0, [0]) for what in ("latent", "noise"))
-    for place in (0, steps // 2):
-        scheduler = _fresh(model, steps)
-        t = scheduler.timesteps[place]
-        noisy = scheduler.add_noise(x0, eps, t[None])
-        # Anew: a scheduler remembers which steps it was asked for.
-        found = _fresh(model, steps).scale_model_input(noisy, t)
+    for t in (scheduler.timesteps[0], scheduler.timesteps[len(scheduler.timesteps) // 2]):
+        # In copies: a scheduler remembers which steps it was asked for.
+        noisy = copy.deepcopy(scheduler).add_noise(x0, eps, t[None])
+        found = copy.deepcopy(scheduler).scale_model_input(noisy, t)
         if mistake := _differs(model, found, t, x0, eps):
             return mistake
     return ""
@@ -72,7 +72,7 @@ def _no_time(model: "Model", t: Tensor) -> str:
 
 
 def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
-    """The first input is the noise alone, at the rate of its timestep or (what is left of a picture counted in) at 1."""
+    """The first input is noise alone, at its timestep's rate, or at 1 (with what would be left of a picture)."""
     if mistake := _no_time(model, t):
         return mistake
     factor = float((found.float() * eps).sum() / eps.square().sum())
@@ -82,17 +82,11 @@ def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
     return "" if fits else f"the pipeline starts with noise times {factor:.3g}, where {low:.3g} to 1 is known"
 
 
-def _fresh(model: "Model", steps: int) -> Any:
-    scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config)
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def _call(model: "Model", steps: int) -> str:
+def _call(model: "Model", scheduler: Any, steps: int) -> str:
     """What the pipeline's first step gives to the denoiser, against ``Model.predict``; "" if equal."""
     cond = model.encode([""])
     pipe = copy.copy(model.pipe)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    pipe.scheduler = copy.deepcopy(scheduler)
     pipe.set_progress_bar_config(disable=True)
     eps = seeds.randn(model.latent_shape, 0, "conventions call", 0, [0])
     _, height, width = model.image_shape

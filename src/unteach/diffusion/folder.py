@@ -87,7 +87,7 @@ def check_index(index: Mapping[str, Any], family: Family, folder: Path) -> None:
     Raises:
         ModelError: a part is of another class, or of another library.
     """
-    known = {part: (cls,) for part, cls in family.components.items()}
+    known: dict[str, tuple[str, ...]] = {part: (cls,) for part, cls in family.components.items()}
     known |= dict.fromkeys(family.tokenizers, _TOKENIZERS) | dict(_OTHERS)
     for part, entry in index.items():
         if not isinstance(entry, list) or entry == [None, None]:

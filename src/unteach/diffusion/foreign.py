@@ -29,7 +29,7 @@ def foreign(problem: str, *, fix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unremarked() -> Iterator[None]:
-    """Without numpy's remark on diffusers' solvers, which hand torch tensors to np.array."""
+    """Without numpy's remarks on diffusers' solvers, which hand it torch tensors."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="__array_", category=DeprecationWarning)
         yield

@@ -114,13 +114,21 @@ class Model:
         conventions.check(self)
 
     @classmethod
-    def of(cls, given: "Model | Pipeline") -> "Model":
+    def of(cls, given: "Model | Pipeline", *, edit: bool = False) -> "Model":
         """The model itself, or one made of a diffusers pipeline, whose parts are then frozen.
+
+        Args:
+            given: a model or a loaded pipeline.
+            edit: its weights will be changed: look again whether they were wrapped since the model was made.
 
         Raises:
             ModelError: it is neither, the pipeline is of no known family, or its weights are wrapped.
         """
-        return given if isinstance(given, Model) else cls(given)
+        if not isinstance(given, Model):
+            return cls(given)
+        if edit:
+            check_plain(given.denoiser)
+        return given
 
     def __repr__(self) -> str:
         return f"Model(family={self.family!r}, prediction={self.prediction!r}, path={str(self.path)!r})"
@@ -326,9 +334,7 @@ def editable(given: Model | nn.Module | Pipeline) -> Model | nn.Module:
     if isinstance(given, nn.Module):
         check_plain(given)
         return given
-    model = Model.of(given)
-    check_plain(model.denoiser)
-    return model
+    return Model.of(given, edit=True)
 
 
 def _size(row: Conditioning) -> int:

@@ -35,19 +35,24 @@ def _wrappers(module: nn.Module) -> Iterator[tuple[str, str]]:
     for path, part in module.named_modules(remove_duplicate=False):
         kind, where = type(part), f" at '{path}'" if path else ""
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-            yield f"a compiled module (torch.compile){where}", "use the pipeline before it is compiled; compile the result"
+            yield (
+                f"a compiled module (torch.compile){where}",
+                "use the pipeline before it is compiled; compile the result",
+            )
         if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
             yield f"a {kind.__name__}{where}", "give the network inside it ('.module')"
         if kind.__module__.partition(".")[0] == "peft" or hasattr(part, "peft_config"):
+            adapters = ", ".join(getattr(part, "peft_config", None) or [kind.__name__])
             yield (
-                f"a loaded LoRA or other adapter ({kind.__name__}{where})",
+                f"a loaded LoRA or other adapter ('{adapters}'{where})",
                 "call unload_lora_weights() on the pipeline; to keep the adapter, call fuse_lora() before that",
             )
         if getattr(part, "fused_projections", False):
             yield f"fused projections (fuse_qkv_projections){where}", "call unfuse_qkv_projections(), or " + _RELOAD
         if hasattr(part, "_hf_hook"):
-            yield f"accelerate's offloading ({type(part._hf_hook).__name__}{where})", (
-                "load the pipeline without offloading or a device map"
+            yield (
+                f"accelerate's offloading ({type(part._hf_hook).__name__}{where})",
+                ("load the pipeline without offloading or a device map"),
             )
         if hasattr(part, "parametrizations"):
             yield f"a parametrised weight{where}", "remove the parametrization, leaving plain weights"
@@ -59,8 +64,9 @@ def _wrappers(module: nn.Module) -> Iterator[tuple[str, str]]:
         if tensor.device.type == "meta":
             yield f"'{path}' has no values in memory (it is offloaded, or its file lacked it)", _RELOAD
         if not tensor.is_floating_point():
-            yield f"quantised weights ('{path}' is {str(tensor.dtype).removeprefix('torch.')})", (
-                "load the pipeline in float32, bfloat16 or float16"
+            yield (
+                f"quantised weights ('{path}' is {str(tensor.dtype).removeprefix('torch.')})",
+                ("load the pipeline in float32, bfloat16 or float16"),
             )
     unknown = sorted(_names(module) - _plain_names(module))
     if unknown:
@@ -76,7 +82,8 @@ def _plain_names(module: nn.Module) -> set[str]:
     config = getattr(module, "config", None)
     if config is None or not hasattr(type(module), "from_config"):
         return _names(module)
-    return _made(type(module), json.dumps(dict(config), sort_keys=True, default=str))
+    kind: Any = type(module)
+    return _made(kind, json.dumps(dict(config), sort_keys=True, default=str))
 
 
 @functools.lru_cache(maxsize=16)

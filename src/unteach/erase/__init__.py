@@ -12,7 +12,6 @@ from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
-from unteach.diffusion.wrappers import check_plain
 from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.job import Job
 from unteach.erase.method import Method, make, methods, presets
@@ -71,8 +70,7 @@ def erase(
         method = make(method, **settings)
     elif settings:
         raise ConfigError("settings go with a method's name, not with a configured method", found=", ".join(settings))
-    model = Model.of(model)
-    check_plain(model.denoiser)
+    model = Model.of(model, edit=True)
     model.digest(fresh=True)
     job = Job(
         model=model,
