@@ -9,9 +9,9 @@ from typing import Any
 from unteach.attack.sweep import UNPROTECTED, sweep
 from unteach.commands import domains
 from unteach.commands.domains import Domain
-from unteach.commands.guard_plan import Base, check_domains, same_run
+from unteach.commands.guard_plan import Base, check_domains, mask_config, same_run
 from unteach.commands.options_guard import Attack
-from unteach.commands.plan import CANVAS, Mistakes
+from unteach.commands.plan import Mistakes
 from unteach.commands.terminal import aligned, say, wrote
 from unteach.core import state
 from unteach.diffusion.examples import Examples
@@ -160,7 +160,7 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
         found.say("give --guard or --manifest, not both")
     elif options.guard is not None:
         folder = options.guard
-        config = found.catch(lambda: _guard_config(folder))
+        config = found.catch(lambda: mask_config(folder))
         mask = None if config is None else found.catch(lambda: Mask.from_folder(folder, config))
     elif options.manifest is not None:
         path = options.manifest
@@ -169,7 +169,7 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
         found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
     known = config or {}
     base = Base.checked(
-        str(options.model or known.get("model") or CANVAS),
+        options.model or known.get("model") or _published(options.manifest),
         options.erased or known.get("erased"),
         options.device,
         options.threads,
@@ -198,15 +198,10 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
     return base, mask
 
 
-def _guard_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "mask.json").is_file():
-        raise ConfigError(
-            f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
-        )
-    config = state.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
-    return config
+def _published(manifest: Path | None) -> str | None:
+    """The published pipeline that a manifest lies in, None when it lies elsewhere."""
+    folder = None if manifest is None else manifest.resolve().parent.parent
+    return str(folder) if folder is not None and (folder / "model_index.json").is_file() else None
 
 
 def _config(options: Attack, model: Model, mask: Mask | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import tempfile
 import textwrap
 import time
 from collections.abc import Mapping
@@ -16,16 +15,15 @@ from torch import Tensor
 
 from unteach.commands import domains
 from unteach.commands.domains import Domain
-from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, resolve
+from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask_config, resolve
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.plan import Mistakes
 from unteach.commands.terminal import aligned, interactive, say, wrote
 from unteach.core import state
 from unteach.core.loop import Step
+from unteach.diffusion import export
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.delta import forget_paths
 from unteach.diffusion.finetune import Finetune, finetune
-from unteach.diffusion.loading import quiet
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
 from unteach.evaluate import environment
@@ -40,7 +38,6 @@ from unteach.report import view
 
 __all__ = ["apply", "keygen", "learn", "show"]
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRIVATE, PUBLIC = "guard-private.pem", "guard-public.pem"
 
 
@@ -218,7 +215,7 @@ def apply(options: GuardApply) -> int:
     """Make the folder to publish."""
     folder, out = options.mask, options.out
     found = Mistakes()
-    config = found.catch(lambda: _config(folder))
+    config = found.catch(lambda: mask_config(folder))
     record = found.catch(lambda: MaskRecord.load(folder / "mask.json"))
     manifest = found.catch(lambda: FreezeManifest.load(folder / "manifest.json"))
     key = None if options.key is None else found.catch(lambda: signing.load_private(str(options.key)))
@@ -226,7 +223,7 @@ def apply(options: GuardApply) -> int:
         found.say(f"{out} exists and is not empty: choose another folder")
     base = None
     if config is not None:
-        given = options.model or config.get("model", ""), options.erased or config.get("erased")
+        given = options.model or config.get("model"), options.erased or config.get("erased")
         base = Base.checked(*given, options.device, options.threads, found)
     found.stop()
     assert base is not None and record is not None and manifest is not None  # else it has stopped
@@ -237,47 +234,33 @@ def apply(options: GuardApply) -> int:
         )
     model, _ = base.load()
     record.check(model)
-    _publish(model, manifest, key, out)
+    left = _publish(model, manifest, key, out)
     say(_summary(manifest))
+    if left:
+        say(f"not published with it: {', '.join(left)}")
     say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
     wrote([out, out / manifest.component / "manifest.json"])
     return 0
 
 
-def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> None:
-    """Write the pipeline, the manifest, the stamp and the signature into a folder aside, verify it, rename it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}", found=error.strerror or error) from error
-    try:
-        with quiet():
-            model.pipe.save_pretrained(aside, safe_serialization=True, max_shard_size="1TB")
-        forget_paths(aside)
+def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> tuple[str, ...]:
+    """Write the pipeline, the manifest, the stamps and the signature into a folder aside, verify it, rename it.
+
+    Returns:
+        What the original folder holds and ``out`` does not.
+    """
+    with export.appearing(out) as aside:
+        left = export.write(model, aside)
         part = aside / manifest.component
-        stamp(part / WEIGHTS, manifest)
+        for weights in sorted(part.glob("*.safetensors")):
+            stamp(weights, manifest)
         manifest.save(part / "manifest.json")
         if key is not None:
             signing.sign(manifest, key).save(part / "manifest.json.sig")
         verdict = checking.verify(aside, aside, manifest)
         if verdict.outcome != "conform":
             raise CheckpointError("the folder would not keep to its own manifest", found=verdict.text())
-        aside.chmod(0o755)
-        aside.replace(out)
-    except OSError as error:
-        raise CheckpointError(
-            f"writing {out} failed; nothing was left behind", found=error.strerror or error
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config = state.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
-    return config
+    return left
 
 
 def show(options: GuardShow) -> int:
