@@ -26,7 +26,6 @@ __all__ = ["CANVAS_SETTINGS", "Base", "GuardPlan", "lay_on", "resolve"]
 
 CANVAS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "freezeasguard": {"user_rates": (3e-4,)},
-    "official": {"steps": 500, "relearn_steps": 100, "relearn_rate": 3e-4, "rho": 0.3},
 }
 """What differs from the methods' own defaults on the bundled model, which is small and fine-tunes best at 3e-4."""
 
@@ -38,7 +37,7 @@ NO_SHARE = ("none", "random-tensors", "random-matched")
 _BUDGET = ("rho", "budget")
 _USES: Mapping[str, tuple[str, ...]] = {
     "none": (),
-    "magnitude": (*_BUDGET, "relearn_steps", "relearn_rate", "batch_size"),
+    "magnitude": (*_BUDGET, "relearn_steps", "relearn_rate", "relearn_batch", "batch_size", "relearned", "timesteps"),
     "gradient-saliency": (*_BUDGET, "samples"),
     "gradient-share": (*_BUDGET, "samples"),
     "fisher-saliency": (*_BUDGET, "samples"),
@@ -185,15 +184,27 @@ class GuardPlan:
         }
         return {key: value for key, value in found.items() if value is not None}
 
+    @property
+    def relearns(self) -> bool:
+        """Whether it needs a relearned model, so that pictures are trained on."""
+        return self.uses is None or self.method in (*LEARNED, "magnitude")
+
     def check_folder(self) -> bool:
-        """Whether ``out`` holds this very run, begun or finished.
+        """Whether ``out`` holds this very run, begun or finished; False too for another one that left nothing of use.
 
         Raises:
-            CheckpointError: it holds another one; nothing is changed.
+            CheckpointError: it holds another one that is finished or has a checkpoint; nothing is changed.
         """
         if self.out is None or not (path := self.out / "config.json").exists():
             return False
-        same_run(path, self.to_dict(), DECISIVE)
+        try:
+            same_run(path, self.to_dict(), DECISIVE)
+        except CheckpointError:
+            work = self.out / "work"
+            kept = [self.out / "mask.json", work / "relearned.safetensors", work / "relearn" / "state.safetensors"]
+            if any(each.exists() for each in kept):
+                raise
+            return False
         return True
 
 
