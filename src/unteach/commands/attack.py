@@ -12,6 +12,7 @@ from unteach.commands.domains import Domain
 from unteach.commands.guard_plan import Base, check_domains, mask_config, same_run
 from unteach.commands.options_guard import Attack
 from unteach.commands.plan import Mistakes
+from unteach.commands.progress import Progress
 from unteach.commands.terminal import aligned, say, wrote
 from unteach.core import state
 from unteach.diffusion.examples import Examples
@@ -127,6 +128,7 @@ def run(options: Attack, command: str) -> int:
             say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
     state.write_json(out / "config.json", config)
     records: list[dict[str, Any]] = []
+    progress = Progress()
     for domain, role in sets.attacked:
         found = sweep(
             model,
@@ -143,7 +145,8 @@ def run(options: Attack, command: str) -> int:
             batch_size=options.batch_size,
             draws=options.draws,
             mask_data=sets.learned,
-            on_cell=lambda done, total, name=domain.name: say(f"  {name}: {done} of {total}"),  # type: ignore[misc]
+            on_cell=lambda done, total, name=domain.name: _told(progress, f"  {name}: {done} of {total}"),  # type: ignore[misc]
+            on_step=lambda cell, done, total, name=domain.name: progress(f"{name}, attack {cell}", done, total),  # type: ignore[misc]
         )
         records += [{"domain": domain.name, **record} for record in found]
         for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
@@ -151,6 +154,11 @@ def run(options: Attack, command: str) -> int:
     path = state.write_json(out / "relearning.json", _result(base, model, mask, sets, records, command))
     wrote([path])
     return 0
+
+
+def _told(progress: Progress, text: str) -> None:
+    progress.close()
+    say(text)
 
 
 def _resolve(options: Attack) -> tuple[Base, Mask | None]:

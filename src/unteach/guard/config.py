@@ -40,7 +40,8 @@ class FreezeAsGuard(Settings):
         relearn_rate: its learning rate (AdamW).
         relearn_batch: samples of each of its steps; 0 is ``batch_size``.
         relearned: the weights that it gives: the "best" on the publisher's pictures, which it does not see (it stops
-            when they have not got better for 40 % of its steps); or the "last" ones (the released code).
+            when they got no better for 40 % of its steps and are not getting better), or the "last" (the released
+            code).
         timesteps: of a batch, in relearning and in both players' steps: "stratified" over the range, or "uniform", each
             drawn on its own (the released code).
         noise: "shared" by the i-th illegal and the i-th innocent sample, so that it cancels in the difference of their

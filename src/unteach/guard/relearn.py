@@ -1,7 +1,7 @@
 """Relearning, before a mask is learned: fine-tune on both sides, keep what is best on pictures that it does not see."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ ADVISED = 40
 PERCENT = (1, 2, 5, *range(10, 101, 10))
 """Points of the relearning at which held-out losses are measured."""
 PATIENCE = 0.4
-"""Share of the steps after which it stops when nothing got better."""
+"""Share of the steps after which it stops when nothing got better and the last check did not either."""
 FILE = "relearned.safetensors"
 
 Progress = Callable[[str, int, int], None]
@@ -63,14 +63,18 @@ class Watch:
         """
         if done not in self.points:
             return
+        last = self._gain(self.checks[-1][1:]) if self.checks else 0.0
         after = mean_losses(self._model, self._data, self._seed)
         self.checks.append((done, *after))
-        gain = min((b - a) / b for b, a in zip(self.before, after, strict=True))
+        gain = self._gain(after)
         if gain > self._best:  # False for what is not a number
             self.step, self._best = done, gain
             self._values = {name: value.detach().clone() for name, value in self._params.items()}
-        elif done < self._steps and done - self.step >= PATIENCE * self._steps:
-            raise Stalled
+        elif done < self._steps and done - self.step >= PATIENCE * self._steps and not gain > last:
+            raise Stalled  # an optimiser's first steps often do harm: one that is on its way back goes on
+
+    def _gain(self, after: Sequence[float]) -> float:
+        return min((b - a) / b for b, a in zip(self.before, after, strict=True))
 
     @torch.no_grad()
     def keep(self) -> None:
