@@ -114,3 +114,45 @@ def test_a_damaged_configuration_of_a_mask_is_refused(
             assert main(command) == 2
             assert "damaged: not a configuration" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_u4_another_try_needs_no_deleting_where_nothing_was_finished(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = toys.build("sd", tmp_path / "source"), tmp_path / "mask"
+    named = ["--illegal", str(folders / "bad"), "--innocent", str(folders / "good"), "--model", str(source)]
+    learn = ["guard", "learn", *named, "--out", str(out), "--set", "steps=2", "batch_size=2"]
+    # Too high a rate: the relearned model is worse on held-out pictures, and the message says so.
+    assert main([*learn, "relearn_steps=3", "relearn_rate=3"]) == 2
+    said = capsys.readouterr()
+    assert "few pictures: bad has 4, good has 5; 40 or more a domain are advised" in said.out
+    assert "set relearn_rate below 3" in said.err and "scale=raw" in said.err
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+    # The same command fails in the same way; other settings go on in the same folder.
+    assert main([*learn, "relearn_steps=3", "relearn_rate=3"]) == 2
+    assert "this run, begun" in capsys.readouterr().out
+    other = [*learn, "relearn_steps=2", "relearn_rate=1e-3", "scale=raw"]
+    assert main([*other, "--dry-run"]) == 0 and "nothing was written" in capsys.readouterr().out
+    assert main(other) == 0
+    said = capsys.readouterr()
+    assert "of which nothing was finished: this one starts in its place" in said.out
+    assert "relearning: 2 steps done" in said.out and "mask: 2 steps done" in said.out  # although nobody looks on
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "manifest.json", "mask.json"]
+    # What is finished, or has a checkpoint, is never replaced.
+    before = (out / "mask.json").read_bytes()
+    assert main([*other, "rho=0.1"]) == 2 and "other settings; nothing was changed" in capsys.readouterr().err
+    assert (out / "mask.json").read_bytes() == before
+    (out / "mask.json").unlink()
+    state.save(out / "work" / "relearn" / "state.safetensors", {}, {})
+    assert main([*other, "rho=0.1"]) == 2 and "other settings; nothing was changed" in capsys.readouterr().err
+
+
+def test_official_on_the_command_line_is_the_released_setting(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 9, item 6: also on the bundled model; a cheap run passes smaller numbers."""
+    named = ["--illegal", str(folders / "bad"), "--innocent", str(folders / "good")]
+    assert main(["guard", "learn", *named, "--method", "official", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "relearn_steps: 2000" in said and "relearn_rate: 1.0e-05" in said and "rho: 0.2" in said
+    assert "at most 4001 training steps" in said

@@ -33,7 +33,7 @@ class Progress:
         now = time.monotonic()
         if stage != self._stage:
             self.close()
-            self._stage, self._begin, self._told, self._first = stage, now, now, done - 1
+            self._stage, self._begin, self._told, self._first = stage, now, now, done
             self._bar = tqdm(total=total, initial=done - 1, desc=stage) if interactive() else None
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
