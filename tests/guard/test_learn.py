@@ -25,7 +25,14 @@ from unteach.guard.config import FreezeAsGuard, make
 from unteach.guard.data import Batch, GuardData, draw, losses, pooled, upper
 from unteach.guard.learn import Learned, MaskLearner, jaccard, learn, leave_one_out
 
-QUICK: dict[str, Any] = {"steps": 6, "relearn_steps": 3, "relearn_rate": 1e-3, "batch_size": 4, "reset_every": 4}
+QUICK: dict[str, Any] = {
+    "relearned": "last",
+    "steps": 6,
+    "relearn_steps": 3,
+    "relearn_rate": 1e-3,
+    "batch_size": 4,
+    "reset_every": 4,
+}
 
 
 @pytest.fixture(scope="module")

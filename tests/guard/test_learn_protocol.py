@@ -22,7 +22,14 @@ from unteach.guard.learn import MaskLearner, learn
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.user import User
 
-QUICK: dict[str, Any] = {"relearn_steps": 3, "relearn_rate": 1e-3, "batch_size": 8, "interval": 2, "reset_every": 4}
+QUICK: dict[str, Any] = {
+    "relearned": "last",
+    "relearn_steps": 3,
+    "relearn_rate": 1e-3,
+    "batch_size": 8,
+    "interval": 2,
+    "reset_every": 4,
+}
 
 
 @pytest.fixture(scope="module")

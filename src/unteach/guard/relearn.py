@@ -131,7 +131,8 @@ def relearn(
         return path
     both = [*data.illegal_user, *data.innocent_user]
     watch = Watch(model, data, seed, c.relearn_steps, params) if c.relearned == "best" else None
-    learned_from = mean_losses(model, data, seed, "user") if watch is not None else None
+    judged = watch is not None and c.scale == "gain" and c.relearn_steps > 0
+    learned_from = mean_losses(model, data, seed, "user") if judged else None
 
     def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
         return draw(both, step, "relearn", len(items)) if c.balanced else pooled(both, step, "relearn", len(items))[:2]
@@ -143,8 +144,8 @@ def relearn(
     config = Finetune(steps=c.relearn_steps, batch_size=batch, learning_rate=c.relearn_rate, timesteps=c.timesteps)
     with contextlib.suppress(Stalled):
         finetune(model, drawn, config, seed=seed, out=out / "relearn", data_id=of, watch=watch, on_step=stepped)
-    if watch is not None and learned_from is not None:
-        if watch.step == 0 and c.scale == "gain" and c.relearn_steps:
+    if watch is not None:
+        if learned_from is not None and watch.step == 0:
             raise no_better(watch, learned_from, mean_losses(model, data, seed, "user"), data, c)
         watch.keep()
         if tell is not None and watch.step:
