@@ -55,6 +55,9 @@ def test_a_sweep_is_its_attacks_and_goes_on(
     # 2 modes x 2 rates x (unprotected, half kept, half ignored; "none" kept is the unprotected cell, ignored is not)
     assert len(calls) == 4 + 16 - 3 and len(list(tmp_path.glob("*.json"))) == 16
     assert ticks[-1] == (20, 20) and len(records) == 20
+    seen: list[tuple[int, int, int]] = []
+    sweep(tiny, out=tmp_path / "b", on_step=lambda *n: seen.append(n), **grid | {"modes": ("lora",), "masks": {}})
+    assert seen == [(cell, step, 3) for cell in (1, 2) for step in (1, 2, 3)]
     monkeypatch.setattr(module, "relearn", None)  # all is there: nothing runs
     assert sweep(tiny, out=tmp_path, honoured=(True, False), **grid) == records
     for place in range(4):
@@ -78,6 +81,26 @@ def test_damaged_and_foreign_cells_are_refused(tiny: Model, grid: dict[str, Any]
     path.write_text(text[: len(text) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         sweep(tiny, out=tmp_path, **small)
+    for key, value in {
+        "more": 1,
+        "data": 5,
+        "losses": [1],
+        "at": [0],
+        "mode": "half",
+        "steps": "3",
+        "seconds": None,
+        "probes": {"a": 1},
+    }.items():  # L4: cells with other keys or other kinds of values were tracebacks
+        content = json.loads(text)
+        content["curve"][key] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"is damaged.*delete it and run again"):
+            sweep(tiny, out=tmp_path, **small)
+        del content["curve"][key]
+        path.write_text(json.dumps(content))
+        if key != "more":
+            with pytest.raises(CheckpointError, match=f"missing key '{key}'"):
+                sweep(tiny, out=tmp_path, **small)
     content = json.loads(text)
     content["cell"]["rate"] = 5.0
     path.write_text(json.dumps(content))

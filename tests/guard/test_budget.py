@@ -40,6 +40,18 @@ def test_flops_count_the_places_at_which_a_layer_is_applied(tiny: Model) -> None
     assert not any(module._forward_hooks for module in tiny.denoiser.modules())
 
 
+def test_flops_are_of_the_models_own_latent_shape(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect 4 of the review: the shape was the U-Net's one side, or 8 x 8 of 4 channels where there is no U-Net."""
+    square = costs(tiny, "flops")
+    monkeypatch.setattr(tiny, "latent_shape", (4, 4, 16))
+    wide = costs(tiny, "flops")
+    assert wide == square  # 64 places both
+    monkeypatch.setattr(tiny, "latent_shape", (4, 4, 8))
+    half = costs(tiny, "flops")
+    assert half["conv_in.weight"] * 2 == square["conv_in.weight"]
+    assert half["time_embedding.linear_1.weight"] == square["time_embedding.linear_1.weight"]
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "module", "block"])
 def test_groups_are_a_partition_in_order(tiny: Model, granularity: str) -> None:
     names = [name for name, _ in tiny.denoiser.named_parameters()]

@@ -19,14 +19,20 @@ from unteach.core import seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
-from unteach.diffusion.finetune import timesteps
 from unteach.errors import CheckpointError, ConfigError, DataError, NumericsError
 from unteach.guard.budget import costs, groups
 from unteach.guard.config import FreezeAsGuard, make
 from unteach.guard.data import Batch, GuardData, draw, losses, pooled, upper
 from unteach.guard.learn import Learned, MaskLearner, jaccard, learn, leave_one_out
 
-QUICK: dict[str, Any] = {"steps": 6, "relearn_steps": 3, "relearn_rate": 1e-3, "batch_size": 4, "reset_every": 4}
+QUICK: dict[str, Any] = {
+    "relearned": "last",
+    "steps": 6,
+    "relearn_steps": 3,
+    "relearn_rate": 1e-3,
+    "batch_size": 4,
+    "reset_every": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +93,11 @@ def test_official_equals_the_literal_twin(tiny: Model, data: GuardData, pre: dic
     assert torch.equal(learner.x, x) and float(learner.mask().min()) >= 0.5
     twin = Official(pre, moved(pre), x, rho=0.2, c=5e3, eta_m=10.0, eta_u=eta_u)
 
-    def loss(part: Batch, step: Step, purpose: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        count = len(part[0])
-        noise = seeds.randn(tiny.latent_shape, step.seed, f"{purpose} noise", step.index, range(count))
-        t = timesteps(step, range(count), count, tiny.num_timesteps)
+    def loss(part: Batch, step: Step, purpose: str, first: int = 0) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Every sample has noise and a timestep of its own, also those of the second batch."""
+        items = range(first, first + len(part[0]))
+        noise = seeds.randn(tiny.latent_shape, step.seed, f"{purpose} noise", step.index, items)
+        t = seeds.randint(tiny.num_timesteps, step.seed, f"{purpose} timesteps", step.index, items)
         noisy = tiny.noise(part[0], noise, t)
         return lambda params: ((tiny.predict(noisy, t, part[1], params) - noise) ** 2).mean((1, 2, 3))
 
@@ -100,7 +107,7 @@ def test_official_equals_the_literal_twin(tiny: Model, data: GuardData, pre: dic
         if index % 4 == 0:
             bad, good = batch(data.illegal_publisher[0], 5, index), batch(data.innocent_publisher[0], 3, index)
             learner.publisher(bad, good, step)
-            twin.publisher(loss(bad, step, "publisher"), loss(good, step, "publisher"))
+            twin.publisher(loss(bad, step, "publisher"), loss(good, step, "publisher", 5))
         else:
             part = batch(data.illegal_user[0], 4, index)
             learner.user([part], step)
@@ -113,6 +120,37 @@ def test_official_equals_the_literal_twin(tiny: Model, data: GuardData, pre: dic
             off += int((gap.abs() > 1e-6).sum())
     assert off <= 1e-2 * 8 * sum(value.numel() for value in pre.values())
     assert not torch.equal(start, learner.x)
+
+
+def test_official_is_the_released_setting() -> None:
+    """Issue 9, item 6: relearning of 2,000 steps at 1e-5, batches of 4, the last state, uniform draws, own noise."""
+    c = make("official")
+    assert (c.relearn_steps, c.relearn_rate, c.relearn_batch, c.relearned) == (2000, 1e-5, 4, "last")
+    assert (c.timesteps, c.noise, c.balanced, c.batch_size) == ("uniform", "independent", False, 16)
+    assert (c.rho, c.sparsity, c.mask_rate, c.user_rates, c.interval, c.steps) == (0.2, 5e3, 10.0, (1e-5,), 5, 2001)
+    # 2,001 steps with a publisher step first and after every four others: 401 and 1,600; released: 406 and 1,595.
+    assert len(range(0, c.steps, c.interval)) == 401
+
+
+def test_uniform_timesteps_and_noise_of_ones_own(tiny: Model, data: GuardData) -> None:
+    parts = [batch(data.illegal_user[0], 4), batch(data.illegal_user[0], 4)]
+    first, second = losses(tiny, parts, Step(0, 1, 0), "p", spread=False, shared=False)
+    assert not torch.allclose(first, second)  # equal samples, but nothing else is
+    alone = losses(tiny, parts[:1], Step(0, 1, 0), "p", spread=False, shared=False)[0]
+    assert torch.allclose(first, alone, atol=1e-6)
+    drawn = torch.cat([Step(k, 1, 0).randint("p timesteps", 1000, range(4)) for k in range(200)])
+    assert abs(float(drawn.float().mean()) - 499.5) < 30 and len(drawn.unique()) > 500
+
+
+def test_bf16_logits_are_rounded_once(tiny: Model) -> None:
+    """Issue 9, item 6: the two terms of a step are summed before they are rounded."""
+    learner = MaskLearner(tiny, make("official"), 0)
+    learner.difference = {name: torch.zeros_like(value) for name, value in learner.params.items()}
+    x, m, inner = learner.x.clone(), learner.mask(), torch.full((122,), 3e-4)
+    slope = (m * (1 - m) / 0.2).float()
+    step = 10 * inner * slope - 5e3 * 2 * (0.2 - m.float().mean()) * slope / 122
+    learner.move(inner)
+    assert torch.equal(learner.x, (x.float() - step).bfloat16())
 
 
 def test_official_sees_no_innocent_loss_when_the_pool_gives_none() -> None:

@@ -16,7 +16,14 @@ from unteach.guard.data import GuardData
 from unteach.guard.learn import MaskLearner, learn
 from unteach.guard.user import User
 
-QUICK: dict[str, Any] = {"steps": 8, "relearn_steps": 3, "relearn_rate": 1e-3, "batch_size": 4, "reset_every": 4}
+QUICK: dict[str, Any] = {
+    "relearned": "last",
+    "steps": 8,
+    "relearn_steps": 3,
+    "relearn_rate": 1e-3,
+    "batch_size": 4,
+    "reset_every": 4,
+}
 SHAPES = {"a.weight": (6, 4, 3, 3), "a.bias": (6,), "b.weight": (5, 7), "scale": ()}
 
 

@@ -52,7 +52,7 @@ class Official:
             inner = (self.gap[name].float() * big_g[name]).sum()
             data = self.eta_m * inner * slope[i].float()
             sparse = self.c * (-2 * (self.rho - mean) * slope[i].float() / count)
-            new[i] = (self.x[i] - data.bfloat16()) - sparse.bfloat16()
+            new[i] = (self.x[i].float() - (data + sparse)).bfloat16()
         old, self.x = m, new
         change = (self.mask() - old).float()
         for i, name in enumerate(self.names):

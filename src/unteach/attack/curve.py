@@ -1,11 +1,12 @@
 """The record of one relearning attack, and how two of them compare."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from unteach.core import state
-from unteach.errors import ConfigError
+from unteach.errors import CheckpointError, ConfigError
 
 Mode = Literal["full", "lora"]
 
@@ -68,10 +69,58 @@ class Curve:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Curve":
-        """Back from :meth:`to_dict`."""
+        """Back from :meth:`to_dict`.
+
+        Raises:
+            CheckpointError: other keys, or values of other kinds; names what is wrong.
+        """
+        known = {each.name: each for each in fields(cls)}
+        wrong = [f"unknown key {key!r:.40}" for key in values if key not in known]
+        wrong += [f"missing key '{key}'" for key in known if key not in values]
+        wrong += [
+            f"'{key}' is {values[key]!r:.40}" for key, fits in _KINDS.items() if key in values and not fits(values[key])
+        ]
+        if not wrong and any(len(row) != len(values["at"]) for row in values["losses"].values()):
+            wrong = ["a probe has not one loss a point"]
+        if wrong:
+            raise CheckpointError("the record of an attack is damaged", found="; ".join(wrong[:6]))
         losses = {name: tuple(row) for name, row in values["losses"].items()}
         first, second = values["data"]
         return cls(**{**values, "data": (first, second), "at": tuple(values["at"]), "losses": losses})
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def _losses(value: object) -> bool:
+    rows = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(row, list | tuple) and all(_number(each) for each in row) for row in rows)
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "mode": lambda value: value in ("full", "lora"),
+    "honoured": lambda value: isinstance(value, bool),
+    "diverged": lambda value: isinstance(value, bool),
+    "frozen": lambda value: isinstance(value, str),
+    "data": lambda value: isinstance(value, list | tuple) and [type(each) for each in value] == [str, str],
+    "probes": _texts,
+    "at": lambda value: isinstance(value, list | tuple) and all(_count(each) for each in value),
+    "losses": _losses,
+    "learning_rate": _number,
+    "seconds": _number,
+    **dict.fromkeys(
+        ("frozen_tensors", "trained_tensors", "trained_parameters", "steps", "batch_size", "rank", "seed"), _count
+    ),
+}
 
 
 def recovery(curve: Curve, unprotected: Curve, probe: str, step: int | None = None) -> float | None:

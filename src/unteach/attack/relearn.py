@@ -65,6 +65,7 @@ def relearn(
     batch_size: int = 16,
     draws: int = 4,
     probe_seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """Attack a model and return the curve; its weights are bit for bit as before on return, whatever happens.
 
@@ -85,6 +86,7 @@ def relearn(
         batch_size: of the attack.
         draws: noise draws a probe image.
         probe_seed: of the probes' noise; keep it, so that curves are paired.
+        on_step: called with the number of the step that begins, from 1, and all of them.
 
     Raises:
         ConfigError: no probe, wrong settings.
@@ -122,6 +124,8 @@ def relearn(
     def watched(step: Step, items: range) -> tuple[Tensor, Conditioning]:
         if step.index in points:  # a step begins with its data: the weights are those after ``index`` steps
             measure(step.index)
+        if on_step is not None:
+            on_step(step.index + 1, steps)  # the one that begins
         return data.batches(step, items)
 
     diverged = False

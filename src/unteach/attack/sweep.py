@@ -1,6 +1,7 @@
 """A grid of relearning attacks, the unprotected model beside each; one file a cell, so a stopped sweep goes on."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def sweep(
     probe_seed: int = 0,
     mask_data: Sequence[Examples] = (),
     on_cell: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Attack with every mode × rate × seed, without a mask and with each, and return one plain record a cell.
 
@@ -49,6 +51,7 @@ def sweep(
         honoured: (True, False) also runs the attacker who ignores each mask.
         seeds: of the attacks.
         on_cell: called with (done, all) after each cell.
+        on_step: called with (number of the cell, number of the step that begins, all steps), both from 1.
 
     Returns:
         ``{"mask", "recovery": {probe: [one number or None at each point]}, ...Curve.to_dict()}``, the unprotected
@@ -105,6 +108,7 @@ def sweep(
                     batch_size=batch_size,
                     draws=draws,
                     probe_seed=probe_seed,
+                    on_step=None if on_step is None else partial(on_step, len(records) + 1),
                 )
                 state.write_json(_path(out, cell), {"cell": cell, "curve": curve.to_dict()})
             plain = plain or curve
@@ -126,4 +130,7 @@ def _stored(out: Path, cell: Mapping[str, Any]) -> Curve | None:
     found = state.read_json(path)
     if not isinstance(found, dict) or found.get("cell") != cell or not isinstance(found.get("curve"), dict):
         raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
-    return Curve.from_dict(found["curve"])
+    try:
+        return Curve.from_dict(found["curve"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged", found=error.found, fix="delete it and run again") from error

@@ -30,7 +30,7 @@ from unteach.core.layout import fastest
 from unteach.core.loop import Step
 from unteach.data import emoji
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.delta import forget_paths
+from unteach.diffusion.export import forget_paths
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model
 

@@ -9,9 +9,10 @@ from typing import Any
 from unteach.attack.sweep import UNPROTECTED, sweep
 from unteach.commands import domains
 from unteach.commands.domains import Domain
-from unteach.commands.guard_plan import Base, check_domains, same_run
+from unteach.commands.guard_plan import Base, check_domains, mask_config, same_run
 from unteach.commands.options_guard import Attack
-from unteach.commands.plan import CANVAS, Mistakes
+from unteach.commands.plan import Mistakes
+from unteach.commands.progress import Progress
 from unteach.commands.terminal import aligned, say, wrote
 from unteach.core import state
 from unteach.diffusion.examples import Examples
@@ -127,6 +128,7 @@ def run(options: Attack, command: str) -> int:
             say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
     state.write_json(out / "config.json", config)
     records: list[dict[str, Any]] = []
+    progress = Progress()
     for domain, role in sets.attacked:
         found = sweep(
             model,
@@ -143,7 +145,8 @@ def run(options: Attack, command: str) -> int:
             batch_size=options.batch_size,
             draws=options.draws,
             mask_data=sets.learned,
-            on_cell=lambda done, total, name=domain.name: say(f"  {name}: {done} of {total}"),  # type: ignore[misc]
+            on_cell=lambda done, total, name=domain.name: _told(progress, f"  {name}: {done} of {total}"),  # type: ignore[misc]
+            on_step=lambda cell, done, total, name=domain.name: progress(f"{name}, attack {cell}", done, total),  # type: ignore[misc]
         )
         records += [{"domain": domain.name, **record} for record in found]
         for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
@@ -153,6 +156,11 @@ def run(options: Attack, command: str) -> int:
     return 0
 
 
+def _told(progress: Progress, text: str) -> None:
+    progress.close()
+    say(text)
+
+
 def _resolve(options: Attack) -> tuple[Base, Mask | None]:
     """Check everything that can be checked without loading the model."""
     found, config, mask = Mistakes(), None, None
@@ -160,7 +168,7 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
         found.say("give --guard or --manifest, not both")
     elif options.guard is not None:
         folder = options.guard
-        config = found.catch(lambda: _guard_config(folder))
+        config = found.catch(lambda: mask_config(folder))
         mask = None if config is None else found.catch(lambda: Mask.from_folder(folder, config))
     elif options.manifest is not None:
         path = options.manifest
@@ -169,7 +177,7 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
         found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
     known = config or {}
     base = Base.checked(
-        str(options.model or known.get("model") or CANVAS),
+        options.model or known.get("model") or _published(options.manifest),
         options.erased or known.get("erased"),
         options.device,
         options.threads,
@@ -198,15 +206,10 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
     return base, mask
 
 
-def _guard_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "mask.json").is_file():
-        raise ConfigError(
-            f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
-        )
-    config = state.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
-    return config
+def _published(manifest: Path | None) -> str | None:
+    """The published pipeline that a manifest lies in, None when it lies elsewhere."""
+    folder = None if manifest is None else manifest.resolve().parent.parent
+    return str(folder) if folder is not None and (folder / "model_index.json").is_file() else None
 
 
 def _config(options: Attack, model: Model, mask: Mask | None) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import math
 import shutil
-import tempfile
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,16 @@ from torch import Tensor
 
 from unteach.commands import domains
 from unteach.commands.domains import Domain
-from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, resolve
+from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask_config, resolve
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.plan import Mistakes
-from unteach.commands.terminal import aligned, interactive, say, wrote
+from unteach.commands.progress import Progress
+from unteach.commands.terminal import aligned, say, wrote
 from unteach.core import state
 from unteach.core.loop import Step
-from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.delta import forget_paths
-from unteach.diffusion.finetune import Finetune, finetune
-from unteach.diffusion.loading import quiet
+from unteach.diffusion import export
 from unteach.diffusion.model import Model
-from unteach.errors import CheckpointError, ConfigError
+from unteach.errors import CheckpointError, ConfigError, NumericsError
 from unteach.evaluate import environment
 from unteach.guard import signing
 from unteach.guard import verify as checking
@@ -36,11 +33,13 @@ from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
 from unteach.guard.record import MaskData, MaskRecord
+from unteach.guard.relearn import ADVISED, PERCENT, relearn
 from unteach.report import view
 
 __all__ = ["apply", "keygen", "learn", "show"]
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+CHECK = 3
+"""Training steps that a check of the relearned model takes as long as, about."""
 PRIVATE, PUBLIC = "guard-private.pem", "guard-public.pem"
 
 
@@ -74,12 +73,20 @@ class Pictures:
         )
         return cls(illegal, innocent, data)
 
-    def lines(self) -> list[str]:
-        """What there is, for the terminal."""
+    def lines(self, relearns: bool) -> list[str]:
+        """What there is, for the terminal; and whether it is enough, where the mask needs a relearned model."""
         rows = [("domain", "kind", *(f"{role}" for role in domains.ROLES))]
         for kind, side in (("illegal", self.illegal), ("innocent", self.innocent)):
             rows += [(d.name, kind, *(str(len(d.roles[role])) for role in domains.ROLES)) for d in side]
-        return [aligned(rows), "  (pictures of each role; attack and probe are kept for `unteach attack`)"]
+        lines = [aligned(rows), "  (pictures of each role; attack and probe are kept for `unteach attack`)"]
+        few = [d for d in (*self.illegal, *self.innocent) if len(set(d.ids)) < ADVISED]
+        if relearns and few:
+            counts = ", ".join(f"{d.name} has {len(set(d.ids))}" for d in few)
+            lines.append(
+                f"  few pictures: {counts}; {ADVISED} or more a domain are advised, because the relearned model "
+                "trains on the user's alone and must get better on the publisher's"
+            )
+        return lines
 
 
 def learn(options: GuardLearn, command: str) -> int:
@@ -90,7 +97,7 @@ def learn(options: GuardLearn, command: str) -> int:
     pictures = Pictures.read(plan, model)
     if options.dry_run:
         say(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True).rstrip() + "\n")
-        for line in pictures.lines():
+        for line in pictures.lines(plan.relearns):
             say(line)
         count = sum(1 for _ in model.denoiser.parameters())
         say(f"{count} tensors to choose from; {_estimate(plan, model, pictures.data)}")
@@ -102,7 +109,7 @@ def learn(options: GuardLearn, command: str) -> int:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
     out, path = plan.out, plan.out / "mask.json"
     say(f"choosing what to freeze in {plan.base.name} with {plan.method}")
-    for line in pictures.lines():
+    for line in pictures.lines(plan.relearns):
         say(line)
     if path.exists():
         record = MaskRecord.load(path)
@@ -110,10 +117,17 @@ def learn(options: GuardLearn, command: str) -> int:
         say(f"{out} holds the finished mask")
     else:
         if known:
-            say(f"{out} holds this run, begun: going on")
+            say(f"{out} holds this run, begun: its relearning goes on; steps of the mask start anew and give the same")
+        elif (out / "config.json").exists():
+            say(f"{out} held a run with other settings of which nothing was finished: this one starts in its place")
+            shutil.rmtree(out / "work", ignore_errors=True)
         say(_estimate(plan, model, pictures.data))
         state.write_json(out / "config.json", plan.to_dict())
-        record = _make(plan, model, pictures, command)
+        try:
+            record = _make(plan, model, pictures, command)
+        except NumericsError:  # what is left of it helps nobody, and another try must find the folder free
+            shutil.rmtree(out / "work", ignore_errors=True)
+            raise
         record.save(path)
         say(f"it took {view.duration(record.seconds)}")
     if not (out / "manifest.json").exists():
@@ -129,10 +143,17 @@ def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> Ma
     begin = time.monotonic()
     work, data = (plan.out or Path()) / "work", pictures.data
     learned, frozen, relearned = None, set[str](), None
+    progress = Progress()
+
+    def tell(text: str) -> None:
+        progress.close()
+        say(f"  {text}")
+
     if plan.uses is None or plan.method in LEARNED:
-        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, progress=interactive())
+        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, on_step=progress, tell=tell)
     if plan.method == "magnitude":
-        relearned = _relearned(plan, model, data, work)
+        relearned = _relearned(plan, model, data, work, progress, tell)
+    progress.close()
     if plan.uses is not None:
         case = Case(
             model, plan.config.rho, plan.config.budget, plan.seed, relearned, data, learned, samples=plan.samples
@@ -155,26 +176,14 @@ def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> Ma
     return MaskRecord.of(model, frozen, method=plan.settings, **more)
 
 
-def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path) -> dict[str, Tensor]:
+def _relearned(
+    plan: GuardPlan, model: Model, data: GuardData, work: Path, progress: Progress, tell: Callable[[str], None]
+) -> dict[str, Tensor]:
     """θ_ft by name, after fine-tuning on the user's data; the model is as before afterwards."""
-    both, c = [*data.illegal_user, *data.innocent_user], plan.config
     own = dict(model.denoiser.named_parameters())
     before = {name: value.detach().clone() for name, value in own.items()}
-
-    def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
-        return draw(both, step, "relearn", len(items))
-
     try:
-        finetune(
-            model,
-            drawn,
-            Finetune(steps=c.relearn_steps, batch_size=c.batch_size, learning_rate=c.relearn_rate),
-            seed=plan.seed,
-            out=work / "relearn",
-            data_id=state.fingerprint([data.digests(), model.digest(fresh=True)]),
-            progress=interactive(),
-            label="relearn",
-        )
+        relearn(model, data, plan.config, seed=plan.seed, out=work, on_step=progress, tell=tell)
         return {name: value.detach().clone() for name, value in own.items()}
     finally:
         with torch.no_grad():
@@ -185,9 +194,13 @@ def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path) -> di
 
 def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
     """How long it will take, from one training step of this size, timed."""
-    steps = plan.config.relearn_steps + (plan.config.steps if plan.uses is None or plan.method in LEARNED else 0)
-    if plan.uses is not None and plan.method not in (*LEARNED, "magnitude"):
+    if not plan.relearns:
         return "no training is needed"
+    c = plan.config
+    mask = c.steps if plan.uses is None or plan.method in LEARNED else 0
+    checks = len(PERCENT) * CHECK if c.relearned == "best" else 0
+    share = (c.relearn_batch or c.batch_size) / c.batch_size
+    steps = c.relearn_steps + mask
     half = max(1, plan.config.batch_size // 2)
     values = list(model.denoiser.parameters())
     seconds = math.inf
@@ -202,7 +215,8 @@ def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
             for value in values:
                 value.requires_grad_(False)
         seconds = min(seconds, time.monotonic() - begin)
-    return f"{steps} training steps: about {view.duration(1.2 * steps * seconds)}"
+    work = c.relearn_steps * share + mask + min(checks, c.relearn_steps * CHECK)
+    return f"at most {steps} training steps: about {view.duration(1.2 * work * seconds)}"
 
 
 def keygen(options: GuardKeygen) -> int:
@@ -218,7 +232,7 @@ def apply(options: GuardApply) -> int:
     """Make the folder to publish."""
     folder, out = options.mask, options.out
     found = Mistakes()
-    config = found.catch(lambda: _config(folder))
+    config = found.catch(lambda: mask_config(folder))
     record = found.catch(lambda: MaskRecord.load(folder / "mask.json"))
     manifest = found.catch(lambda: FreezeManifest.load(folder / "manifest.json"))
     key = None if options.key is None else found.catch(lambda: signing.load_private(str(options.key)))
@@ -226,7 +240,7 @@ def apply(options: GuardApply) -> int:
         found.say(f"{out} exists and is not empty: choose another folder")
     base = None
     if config is not None:
-        given = options.model or config.get("model", ""), options.erased or config.get("erased")
+        given = options.model or config.get("model"), options.erased or config.get("erased")
         base = Base.checked(*given, options.device, options.threads, found)
     found.stop()
     assert base is not None and record is not None and manifest is not None  # else it has stopped
@@ -237,47 +251,33 @@ def apply(options: GuardApply) -> int:
         )
     model, _ = base.load()
     record.check(model)
-    _publish(model, manifest, key, out)
+    left = _publish(model, manifest, key, out)
     say(_summary(manifest))
+    if left:
+        say(f"not published with it: {', '.join(left)}")
     say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
     wrote([out, out / manifest.component / "manifest.json"])
     return 0
 
 
-def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> None:
-    """Write the pipeline, the manifest, the stamp and the signature into a folder aside, verify it, rename it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}", found=error.strerror or error) from error
-    try:
-        with quiet():
-            model.pipe.save_pretrained(aside, safe_serialization=True, max_shard_size="1TB")
-        forget_paths(aside)
+def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> tuple[str, ...]:
+    """Write the pipeline, the manifest, the stamps and the signature into a folder aside, verify it, rename it.
+
+    Returns:
+        What the original folder holds and ``out`` does not.
+    """
+    with export.appearing(out) as aside:
+        left = export.write(model, aside)
         part = aside / manifest.component
-        stamp(part / WEIGHTS, manifest)
+        for weights in sorted(part.glob("*.safetensors")):
+            stamp(weights, manifest)
         manifest.save(part / "manifest.json")
         if key is not None:
             signing.sign(manifest, key).save(part / "manifest.json.sig")
         verdict = checking.verify(aside, aside, manifest)
         if verdict.outcome != "conform":
             raise CheckpointError("the folder would not keep to its own manifest", found=verdict.text())
-        aside.chmod(0o755)
-        aside.replace(out)
-    except OSError as error:
-        raise CheckpointError(
-            f"writing {out} failed; nothing was left behind", found=error.strerror or error
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config = state.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: not a configuration")
-    return config
+    return left
 
 
 def show(options: GuardShow) -> int:

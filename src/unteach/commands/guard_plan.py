@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unteach.commands import domains
 from unteach.commands.options_guard import GuardLearn
 from unteach.commands.plan import CANVAS, Mistakes, device_of, folder_of, is_canvas, parse_settings, read_options
@@ -12,6 +14,7 @@ from unteach.commands.terminal import use_threads
 from unteach.core import state
 from unteach.core.registry import near
 from unteach.core.settings import Settings
+from unteach.diffusion import export
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import Model, load
@@ -19,11 +22,10 @@ from unteach.errors import CheckpointError, ConfigError
 from unteach.guard.baselines import baselines
 from unteach.guard.config import FreezeAsGuard, make, presets
 
-__all__ = ["CANVAS_SETTINGS", "Base", "GuardPlan", "resolve"]
+__all__ = ["CANVAS_SETTINGS", "Base", "GuardPlan", "lay_on", "resolve"]
 
 CANVAS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "freezeasguard": {"user_rates": (3e-4,)},
-    "official": {"steps": 500, "relearn_steps": 100, "relearn_rate": 3e-4, "rho": 0.3},
 }
 """What differs from the methods' own defaults on the bundled model, which is small and fine-tunes best at 3e-4."""
 
@@ -35,7 +37,7 @@ NO_SHARE = ("none", "random-tensors", "random-matched")
 _BUDGET = ("rho", "budget")
 _USES: Mapping[str, tuple[str, ...]] = {
     "none": (),
-    "magnitude": (*_BUDGET, "relearn_steps", "relearn_rate", "batch_size"),
+    "magnitude": (*_BUDGET, "relearn_steps", "relearn_rate", "relearn_batch", "batch_size", "relearned", "timesteps"),
     "gradient-saliency": (*_BUDGET, "samples"),
     "gradient-share": (*_BUDGET, "samples"),
     "fisher-saliency": (*_BUDGET, "samples"),
@@ -57,8 +59,17 @@ class Base:
     threads: int | None
 
     @classmethod
-    def checked(cls, model: str, erased: str | None, device: str, threads: int | None, found: Mistakes) -> "Base":
-        """Check what can be checked without loading; mistakes go into ``found``."""
+    def checked(
+        cls, model: str | None, erased: str | None, device: str, threads: int | None, found: Mistakes
+    ) -> "Base":
+        """Check what can be checked without loading; mistakes go into ``found``.
+
+        Args:
+            model: None is the model of the erasure's run, and the bundled one without an erasure.
+        """
+        if model is None and erased is not None:
+            model = found.catch(lambda: _model_of(erased))
+        model = model or CANVAS
         found.catch(lambda: inspect(folder_of(model)))
         if erased is not None:
             found.catch(lambda: _delta_file(erased))
@@ -77,7 +88,9 @@ class Base:
         return CANVAS if self.canvas else folder_of(self.model).resolve().name
 
     def load(self) -> tuple[Model, dict[str, Any]]:
-        """The model with the erasure laid on, in float32, and the erasure's record (empty without one).
+        """The model with the erasure laid on, and the erasure's record (empty without one).
+
+        All is computed in float32; the values are those that a published folder will hold, in its number format.
 
         Raises:
             ModelError, CheckpointError: a damaged file, or an erasure of another model.
@@ -87,10 +100,39 @@ class Base:
         if self.erased is None:
             return model, {}
         delta = WeightDelta.load(_delta_file(self.erased))
-        delta.apply(model)
+        lay_on(model, delta)
         concepts = delta.meta.get("concepts") or []
         targets = [str(concept["target"]) for concept in concepts if isinstance(concept, dict) and "target" in concept]
         return model, {"method": delta.meta.get("method"), "targets": targets, "base": delta.meta.get("base")}
+
+
+def lay_on(model: Model, delta: WeightDelta) -> None:
+    """Apply a delta to a float32 model, also one that was learned in 16 bits.
+
+    Its base is then the model rounded to 16 bits; the tensors that it changes get the very values that the erased model
+    had, all others keep theirs. At the end everything is rounded to the number format of the model's files.
+
+    Raises:
+        ModelError: it was learned on another model.
+    """
+    values = dict(model.denoiser.named_parameters())
+    before = {name: value.detach().clone() for name, value in values.items()}
+    base, kind = delta.meta.get("base"), torch.float32
+    with torch.no_grad():
+        for narrow in (torch.bfloat16, torch.float16):
+            if base is None or model.digest(fresh=True) == base:
+                break
+            kind = narrow
+            for name, value in values.items():
+                value.copy_(before[name].to(kind))
+        if base is not None and model.digest(fresh=True) != base:
+            kind = torch.float32
+            for name, value in values.items():
+                value.copy_(before[name])
+        delta.apply(model)  # refuses what is not its base
+        for name, value in values.items():
+            value.copy_(value.to(kind) if name in delta.tensors else before[name])
+    export.rounded(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +184,27 @@ class GuardPlan:
         }
         return {key: value for key, value in found.items() if value is not None}
 
+    @property
+    def relearns(self) -> bool:
+        """Whether it needs a relearned model, so that pictures are trained on."""
+        return self.uses is None or self.method in (*LEARNED, "magnitude")
+
     def check_folder(self) -> bool:
-        """Whether ``out`` holds this very run, begun or finished.
+        """Whether ``out`` holds this very run, begun or finished; False too for another one that left nothing of use.
 
         Raises:
-            CheckpointError: it holds another one; nothing is changed.
+            CheckpointError: it holds another one that is finished or has a checkpoint; nothing is changed.
         """
         if self.out is None or not (path := self.out / "config.json").exists():
             return False
-        same_run(path, self.to_dict(), DECISIVE)
+        try:
+            same_run(path, self.to_dict(), DECISIVE)
+        except CheckpointError:
+            work = self.out / "work"
+            kept = [self.out / "mask.json", work / "relearned.safetensors", work / "relearn" / "state.safetensors"]
+            if any(each.exists() for each in kept):
+                raise
+            return False
         return True
 
 
@@ -197,8 +251,8 @@ def resolve(options: GuardLearn) -> GuardPlan:
     """
     found = Mistakes()
     values = _merged(options, found)
-    model, method, seed = values.get("model", CANVAS), values.get("method", DEFAULT), values.get("seed", 0)
-    base = Base.checked(model, values.get("erased"), options.device, options.threads, found)
+    method, seed = values.get("method", DEFAULT), values.get("seed", 0)
+    base = Base.checked(values.get("model"), values.get("erased"), options.device, options.threads, found)
     for key, why in (("illegal", "what must not be relearned"), ("innocent", "what others must still learn")):
         if not values.get(key):
             found.say(f"no {key} domain was given: add --{key} with {why} (see: unteach list domains)")
@@ -282,6 +336,43 @@ def _wrong(key: object, value: object) -> str:
     if key == "settings" and not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
         return f"settings must be a mapping such as {{rho: 0.2}}, found {value!r}"
     return ""
+
+
+def mask_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a finished ``guard learn``.
+
+    Raises:
+        ConfigError: there is no finished mask; CheckpointError: the configuration is damaged.
+    """
+    if not (folder / "mask.json").is_file():
+        raise ConfigError(
+            f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
+        )
+    config = state.read_json(folder / "config.json")
+    wrong = [key for key, value in config.items() if _wrong(key, value)] if isinstance(config, dict) else ["all"]
+    if wrong:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged: not a configuration of 'unteach guard learn'",
+            found=", ".join(wrong[:5]),
+        )
+    return dict(config)
+
+
+def _model_of(erased: str) -> str | None:
+    """The model of the run that an erasure is of; None where its configuration is not beside it.
+
+    Raises:
+        CheckpointError: a damaged configuration.
+    """
+    place = Path(erased).expanduser()
+    path = (place if place.is_dir() else place.parent) / "config.json"
+    if not path.is_file():
+        return None
+    config = state.read_json(path)
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, str):
+        raise CheckpointError(f"{path} does not say which model was erased from", fix="give the model with --model")
+    return model
 
 
 def _delta_file(erased: str) -> Path:

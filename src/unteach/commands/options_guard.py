@@ -27,18 +27,21 @@ class Place(Options):
 class GuardLearn(Place):
     """Learn which tensors to freeze, so that fine-tuning on what is illegal is held back and on the rest is not.
 
-    Writes mask.json and manifest.json. The same command run again goes on where it stopped. `unteach list masks` shows
-    the methods, `unteach list domains` the pictures that come with the bundled model.
+    Writes mask.json and manifest.json. 40 or more pictures a domain are advised. The same command run again goes on
+    with its relearning; steps of the mask start anew and give the same. `unteach list masks` shows the methods,
+    `unteach list domains` the pictures that come with the bundled model.
     """
 
     illegal: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
     """What fine-tuning must not bring back: domains, or folders of pictures with metadata.jsonl."""
     innocent: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
     """What fine-tuning must still be able to learn."""
-    model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: canvas)")] = None
+    model: Annotated[
+        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the erasure's, or canvas)")
+    ] = None
     """The bundled model, or a local diffusers folder."""
     erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: none)")] = None
-    """Result of `unteach erase`, which is laid on the model first."""
+    """Result of `unteach erase`, which is laid on the model first; brings its model and dtype."""
     method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
     """How to choose: freezeasguard, official, or a baseline."""
     settings: Annotated[
@@ -178,7 +181,7 @@ class Attack(Place):
     manifest: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Instead of --guard: only its manifest.json."""
     model: Annotated[
-        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's, or canvas)")
+        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's, the erasure's, or canvas)")
     ] = None
     """What to attack: the bundled model, or a local diffusers folder."""
     erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's, or none)")] = None

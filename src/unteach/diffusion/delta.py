@@ -5,9 +5,7 @@ applies the same file to the same base gets the same bits.
 """
 
 import copy
-import json
-import shutil
-import tempfile
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,13 +18,13 @@ from torch import Tensor, nn
 
 from unteach.core import state
 from unteach.core.registry import near
-from unteach.diffusion import lora
+from unteach.diffusion import export, lora
 from unteach.diffusion.families import Pipeline, families
-from unteach.diffusion.loading import quiet
 from unteach.diffusion.model import Model, editable, weights_digest
 from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError
 
 FORMAT, VERSION = "unteach-delta", 1
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -152,15 +150,15 @@ class WeightDelta:
         if base is None:
             raise ModelError(
                 "the delta does not say which base it was learned on (no 'base' in its record)",
-                fix="pass allow_other_base=True if you know that it fits",
+                fix="in Python, pass allow_other_base=True if you know that it fits",
             )
         found = to.digest(fresh=True) if isinstance(to, Model) else weights_digest(to)
         if found != base:
             raise ModelError(
                 "the delta was learned on other weights than these",
                 found=f"base {found[:12]}…, expected {str(base)[:12]}…",
-                fix="load the original model in the dtype it was erased in, undo other deltas first, "
-                "or pass allow_other_base=True",
+                fix="give the original model in the dtype that it was erased in, without other deltas "
+                "(in Python, allow_other_base=True applies it all the same)",
             )
 
     def scaled(self, scale: float) -> "WeightDelta":
@@ -231,7 +229,9 @@ class WeightDelta:
     def export(self, model: Model, folder: Path | str, *, allow_other_base: bool = False) -> Path:
         """Write base + delta as a complete diffusers folder with the record in ``unteach.json``.
 
-        The model is as before afterwards. The folder appears whole or not at all; it names no local paths.
+        Everything that the model's own folder holds comes back with its file names, variants and number formats, also
+        the components that are not loaded here (:func:`unteach.diffusion.export.write`); what does not is logged. The
+        model is as before afterwards. The folder appears whole or not at all; it names no local paths.
 
         Raises:
             ConfigError: the folder exists and is not empty.
@@ -239,37 +239,12 @@ class WeightDelta:
             CheckpointError: it cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} exists and is not empty", fix="choose another folder")
-        with self.apply(model, allow_other_base=allow_other_base):
-            try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-            except OSError as error:
-                raise CheckpointError(f"cannot write {folder}", found=error.strerror or error) from error
-            try:
-                with quiet():
-                    model.pipe.save_pretrained(aside, safe_serialization=True)
-                forget_paths(aside)
-                record = {**self.meta, "format": FORMAT, "version": VERSION}
-                state.write_json(aside / "unteach.json", record)
-                aside.chmod(0o755)
-                aside.replace(folder)
-            except OSError as error:
-                raise CheckpointError(
-                    f"writing {folder} failed; nothing was left behind", found=error.strerror or error
-                ) from error
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+        with self.apply(model, allow_other_base=allow_other_base), export.appearing(folder) as aside:
+            left = export.write(model, aside)
+            state.write_json(aside / "unteach.json", {**self.meta, "format": FORMAT, "version": VERSION})
+        if left:
+            log.warning("not written again from %s: %s", model.path, ", ".join(left))
         return folder
-
-
-def forget_paths(folder: Path) -> None:
-    """Remove ``_name_or_path`` (a path on the machine that loaded it) from a pipeline's configs."""
-    for file in folder.rglob("*.json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            state.write_json(file, content)
 
 
 class Applied:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Finetune:
         clip: largest global gradient norm; 0 does not clip.
         average: decay of the running average of the weights; 0 keeps none.
         train: ordered patterns (full match) of the parameters that move; default: all.
+        timesteps: "stratified" spreads a batch evenly over the range, "uniform" draws each on its own.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Finetune:
     clip: float = 1.0
     average: float = 0.0
     train: tuple[str, ...] = (".*",)
+    timesteps: Literal["stratified", "uniform"] = "stratified"
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,6 +69,8 @@ class Finetune:
             problems.append("warm_up, clip and weight_decay must not be negative")
         if self.schedule not in ("constant", "cosine"):
             problems.append(f"schedule is 'constant' or 'cosine' (found '{self.schedule}')")
+        if self.timesteps not in ("stratified", "uniform"):
+            problems.append(f"timesteps are 'stratified' or 'uniform' (found '{self.timesteps}')")
         if problems:
             raise ConfigError.many(problems, where="the fine-tuning settings")
 
@@ -85,6 +89,20 @@ class Finetuned:
 
     history: History
     average: dict[str, Tensor] | None
+
+
+class Watch(Protocol):
+    """Looks on while a training runs; its state is part of the checkpoint."""
+
+    def __call__(self, done: int, /) -> None:
+        """After ``done`` steps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive an interruption."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Take over what :meth:`state_dict` gave."""
 
 
 class Average:
@@ -123,6 +141,8 @@ def finetune(
     save_every: int = 100,
     progress: bool = False,
     label: str = "fine-tune",
+    watch: Watch | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Finetuned:
     """Train ``model.denoiser`` in place on the denoising loss; the same call resumes from ``out``.
 
@@ -136,6 +156,9 @@ def finetune(
         save_every: steps between checkpoints.
         progress: show a progress bar.
         label: the word before the bar.
+        watch: called with the number of steps done after each of them, before a checkpoint is written, which keeps its
+            state too; an exception from it ends the training.
+        on_step: called with the number of steps done.
 
     Raises:
         ConfigError: no parameter is selected, or the batch does not divide over the processes.
@@ -157,12 +180,15 @@ def finetune(
         loss, norm = update(s, model, batches, config, list(params.values()), optimiser)
         if average is not None:
             average.update(params)
+        if watch is not None:
+            watch(s.index + 1)
         return {"loss": loss.detach(), "gradient norm": norm, "rate": config.rate(s.index)}
 
-    state: dict[str, Any] = {"optimiser": optimiser, **({"average": average} if average is not None else {})}
+    extra = {"average": average, "watch": watch}
+    state: dict[str, Any] = {"optimiser": optimiser, **{key: item for key, item in extra.items() if item is not None}}
     loop = Loop(
         steps=config.steps, seed=seed, params=params, state=state, config={"finetune": asdict(config), "data": data_id},
-        out=out, save_every=save_every, progress=progress, label=label,
+        out=out, save_every=save_every, progress=progress, label=label, on_step=on_step,
     )  # fmt: skip
     try:
         history = loop.run(step)
@@ -198,7 +224,10 @@ def update(
     latents, conditioning = batches(s, items)
     latents = latents.to(model.device, model.dtype)
     noise = s.randn("noise", latents.shape[1:], items).to(latents)
-    t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
+    if config.timesteps == "uniform":
+        t = s.randint("timesteps", model.num_timesteps, items).to(model.device)
+    else:
+        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
     out = model.predict(model.noise(latents, noise, t), t, conditioning, params)
     loss = (out.float() - model.target(latents, noise, t).float()).pow(2).mean()
     for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, list(values))), strict=True):

@@ -35,14 +35,13 @@ def costs(model: Model, budget: Budget) -> dict[str, int]:
                 places[name] = places.get(name, 0) + size
 
             handles.append(module.register_forward_hook(count))
-    with torch.no_grad():
-        config = model.pipe.unet.config if hasattr(model.pipe, "unet") else None
-        side = config.sample_size if config is not None else 8
-        channels = config.in_channels if config is not None else 4
-        latents = torch.zeros(1, channels, side, side, dtype=model.dtype, device=model.device)
-        model.predict(latents, 0, model.encode([""]))
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            latents = torch.zeros(1, *model.latent_shape, dtype=model.dtype, device=model.device)
+            model.predict(latents, 0, model.encode([""]))
+    finally:
+        for handle in handles:
+            handle.remove()
     return {name: value.numel() * places.get(name.rpartition(".")[0], 1) for name, value in params.items()}
 
 

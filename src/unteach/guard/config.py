@@ -1,4 +1,4 @@
-"""Settings of mask learning: the default ``freezeasguard``, and ``official`` with the released code's constants."""
+"""Settings of mask learning: the default ``freezeasguard``, and ``official``, the released code's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,9 +36,17 @@ class FreezeAsGuard(Settings):
             one does (then reset_every=20 or so: early steps count; such masks hinder less and cost less).
         reset_every: steps after which a new user starts; 0 never.
         unrolled: add the one-step term of §1.3.
-        relearn_steps: of the full fine-tuning before.
+        relearn_steps: of the full fine-tuning before, at most.
         relearn_rate: its learning rate (AdamW).
-        balanced: half of each user batch is innocent; else samples are drawn from the pooled data.
+        relearn_batch: samples of each of its steps; 0 is ``batch_size``.
+        relearned: the weights that it gives: the "best" on the publisher's pictures, which it does not see (it stops
+            when they got no better for 40 % of its steps and are not getting better), or the "last" (the released
+            code).
+        timesteps: of a batch, in relearning and in both players' steps: "stratified" over the range, or "uniform", each
+            drawn on its own (the released code).
+        noise: "shared" by the i-th illegal and the i-th innocent sample, so that it cancels in the difference of their
+            losses; or "independent" (the released code).
+        balanced: half of each batch is innocent; else samples are drawn from the pooled data, in relearning too.
         patience: publisher steps that the hard mask must stay as it is to stop early; 0 never stops.
         difference: precision of θ_pre - θ_ft.
         scale: what the two sides of L_up are measured in: "gain", each in what the relearned model gained on it, so
@@ -72,6 +80,10 @@ class FreezeAsGuard(Settings):
     unrolled: bool = False
     relearn_steps: int = setting(100, low=0)
     relearn_rate: float = setting(3e-4, above=0)
+    relearn_batch: int = setting(0, low=0)
+    relearned: Literal["best", "last"] = "best"
+    timesteps: Literal["stratified", "uniform"] = "stratified"
+    noise: Literal["shared", "independent"] = "shared"
     balanced: bool = True
     patience: int = setting(0, low=0)
     difference: Literal["fp32", "bf16"] = "fp32"
@@ -114,6 +126,12 @@ presets.add("official")(
             "scale": "raw",
             "rho": 0.2,
             "steps": 2001,
+            "relearn_steps": 2000,
+            "relearn_rate": 1e-5,
+            "relearn_batch": 4,
+            "relearned": "last",
+            "timesteps": "uniform",
+            "noise": "independent",
         },
     )
 )

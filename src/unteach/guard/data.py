@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -83,19 +84,40 @@ def pooled(parts: Sequence[Examples], step: Step, purpose: str, count: int) -> t
     return latents, Conditioning.cat([part.conditioning.index([i]) for part, i in chosen]), which
 
 
-def losses(model: Model, batches: Sequence[Batch], step: Step, purpose: str) -> list[Tensor]:
+def losses(
+    model: Model,
+    batches: Sequence[Batch],
+    step: Step,
+    purpose: str,
+    *,
+    spread: bool = True,
+    shared: bool = True,
+) -> list[Tensor]:
     """Denoising loss of each sample of each batch, (B_k,), in one pass; noise and timesteps are functions of the step.
 
-    The i-th samples of all batches have the same noise, and of batches of equal size the same timestep (spread evenly
-    over the range within each batch): what batches have in common then cancels in the difference of their losses,
-    which stays unbiased. An empty batch gives (0,).
+    By default the i-th samples of all batches have the same noise, and of batches of equal size the same timestep
+    (spread evenly over the range within each batch): what batches have in common then cancels in the difference of
+    their losses, which stays unbiased. An empty batch gives (0,).
+
+    Args:
+        model: what predicts.
+        batches: latents and conditioning; some may be empty.
+        step: of the draws.
+        purpose: a name of the draws.
+        spread: timesteps are stratified within each batch; else each is drawn on its own.
+        shared: batches share their noise.
     """
     latents = torch.cat([batch[0] for batch in batches]).to(model.device, model.dtype)
     conditioning = Conditioning.cat([batch[1] for batch in batches if len(batch[0])])
     sizes = [len(batch[0]) for batch in batches]
-    noise = step.randn(f"{purpose} noise", latents.shape[1:], range(max(sizes))).to(latents)
-    noise = torch.cat([noise[:n] for n in sizes])
-    t = torch.cat([timesteps(step, range(n), n, model.num_timesteps) for n in sizes if n]).to(model.device)
+    noise = step.randn(f"{purpose} noise", latents.shape[1:], range(max(sizes) if shared else sum(sizes))).to(latents)
+    if shared:
+        noise = torch.cat([noise[:n] for n in sizes])
+    if spread:
+        t = torch.cat([timesteps(step, range(n), n, model.num_timesteps) for n in sizes if n])
+    else:
+        t = step.randint(f"{purpose} timesteps", model.num_timesteps, range(sum(sizes)))
+    t = t.to(model.device)
     out = model.predict(model.noise(latents, noise, t), t, conditioning)
     each = (out.float() - model.target(latents, noise, t).float()).square().flatten(1).mean(1)
     return list(torch.split(each, sizes))
@@ -112,12 +134,21 @@ def upper(illegal: Tensor, innocent: Tensor, weights: tuple[float, float] = (1.0
     return 0.5 * (weights[1] * good - weights[0] * bad)
 
 
-def mean_losses(model: Model, data: GuardData, seed: int, batches: int = 8, size: int = 16) -> tuple[float, float]:
-    """Mean denoising loss of the publisher's illegal and innocent data, on fixed draws: (illegal, innocent)."""
+Level = Literal["user", "publisher"]
+
+
+def mean_losses(
+    model: Model, data: GuardData, seed: int, level: Level = "publisher", batches: int = 8, size: int = 16
+) -> tuple[float, float]:
+    """Mean denoising loss of a level's illegal and innocent data, on fixed draws: (illegal, innocent)."""
+    sides = {
+        "user": (data.illegal_user, data.innocent_user),
+        "publisher": (data.illegal_publisher, data.innocent_publisher),
+    }[level]
     totals = torch.zeros(2, dtype=torch.float64)
     for k in range(batches):
         step = Step(k, batches, seed)
-        drawn = [draw(side, step, "gain", size) for side in (data.illegal_publisher, data.innocent_publisher)]
+        drawn = [draw(side, step, "gain", size) for side in sides]
         with torch.no_grad():
             totals += torch.stack([part.mean().double().cpu() for part in losses(model, drawn, step, "gain")])
     illegal, innocent = (totals / batches).tolist()

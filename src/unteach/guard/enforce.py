@@ -3,15 +3,13 @@
 :func:`enforce` takes a model and its optimiser, makes the mask hold in both, and leaves them the objects that they
 were, so a training script goes on unchanged. It is a help for those who mean to keep to a policy: whoever runs the
 script can take the lines out again (freezeasguard §6.1), which is what :mod:`unteach.guard.verify` is there to see.
-
-Adapters and fused projections are recognised by their shape (a ``base_layer``, a ``to_qkv`` beside ``to_q``), so
-neither peft nor diffusers is needed here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch.optim import Optimizer
 from unteach.core import freeze as core
 from unteach.core.state import read_json
 from unteach.errors import ConfigError, ModelError
+from unteach.guard.wrapped import check_adapters, check_fused, owning
 
 __all__ = ["Guarded", "adapter_targets", "check_adapters", "check_fused", "enforce", "load_frozen"]
 
@@ -35,6 +34,9 @@ class HasFrozen(Protocol):
 
 Policy = str | Path | HasFrozen | core.Names
 """A manifest, its path, names, or a mask (name to True or False)."""
+Others = Literal["refuse", "warn"]
+"""What to do about an optimiser that trains something beside the model."""
+log = logging.getLogger(__name__)
 
 
 class Guarded:
@@ -48,8 +50,11 @@ class Guarded:
         share: how much of the model they are.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, frozen: core.Frozen, ema: object) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer | None, frozen: core.Frozen, ema: object, others: Others = "refuse"
+    ) -> None:
         self.model, self.optimizer, self.frozen, self.ema = model, optimizer, frozen, ema
+        self._others, self._groups = others, 0 if optimizer is None else _count(optimizer)
         self.share = core.share(model, frozen.names)
         self._held: list[nn.Parameter] = []
         self._hook = None if optimizer is None else _inner(optimizer).register_step_pre_hook(self._before_step)
@@ -68,6 +73,9 @@ class Guarded:
         check_fused(model, self.frozen.names)
         self._held = list(found.values())
         self._check_held()
+        if self.optimizer is not None and _count(self.optimizer) > self._groups:
+            _check_others(model, self.optimizer, self._others)  # added after enforce()
+            self._groups = _count(self.optimizer)
 
     def verify(self, model: nn.Module | None = None) -> None:
         """Check that every frozen tensor, and its average in ``ema``, is bit for bit what it was.
@@ -129,7 +137,7 @@ class Guarded:
         return {} if self.ema is None else _averages(self.ema, self.model, self.frozen)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._held:
+        if self._held and _count(optimizer) <= self._groups:
             self._check_held()
         else:
             self.check()
@@ -149,7 +157,12 @@ class Guarded:
 
 
 def enforce(
-    model: nn.Module, optimizer: Optimizer | None = None, *, frozen: Policy, ema: object | None = None
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    frozen: Policy,
+    ema: object | None = None,
+    others: Others = "refuse",
 ) -> Guarded:
     """Make a mask hold in a model and its optimiser; both stay the objects that they are.
 
@@ -161,14 +174,22 @@ def enforce(
         model: what is trained; adapters may be in it already.
         optimizer: any torch optimiser that updates the model's own parameters; None when it is built later
             from :meth:`Guarded.trainable`.
-        frozen: a manifest, its path, names, or a mask. Empty changes nothing at all.
+        frozen: a manifest, its path, names, or a mask. Empty changes nothing at all. With a manifest the frozen
+            tensors must be the ones that it is of, or their 16-bit cast; so a training that kept to it can be resumed.
+            To hold other weights pass its names, ``manifest.frozen``.
         ema: a running average to check and settle: diffusers' ``EMAModel``, ``AveragedModel`` or a copy of the
             model, or a mapping from names to tensors.
+        others: what to do about an optimiser that also holds tensors of another component, such as the text encoder:
+            "refuse", because verification compares the other components with the published ones, or "warn".
 
     Raises:
-        ModelError: a name that the model does not have; an adapter on a frozen module; fused projections.
+        ModelError: a name that the model does not have; a manifest of other weights; an adapter on a frozen module;
+            fused projections; something that trains beside the model.
         ConfigError: a mask that contradicts itself, an optimiser of other tensors, a wrapped model.
     """
+    if others not in get_args(Others):
+        raise ConfigError('\'others\' is "refuse" or "warn"', found=repr(others))
+    frozen = _read(frozen)
     names = load_frozen(frozen)
     core.share(model, names)  # names are right before anything is changed
     held = [name for name in names if not isinstance(names, Mapping) or names[name]]
@@ -182,7 +203,14 @@ def enforce(
                 found=f"{type(optimizer).__name__} over other tensors (another model, or copies of the weights)",
                 fix="build the optimiser from this model's parameters and enforce before accelerator.prepare",
             )
+        if held:
+            _check_others(model, optimizer, others)
     found = core.freeze(model, names)
+    try:
+        _check_weights(model, found, frozen)
+    except ModelError:
+        found.release(model)
+        raise
     if ema is not None:
         try:
             _averages(ema, model, found)
@@ -191,7 +219,7 @@ def enforce(
             raise
     if optimizer is not None:
         core.drop(_inner(optimizer), found.find(model).values())
-    return Guarded(model, optimizer, found, ema)
+    return Guarded(model, optimizer, found, ema, others)
 
 
 def load_frozen(policy: Policy) -> core.Names:
@@ -201,13 +229,7 @@ def load_frozen(policy: Policy) -> core.Names:
         CheckpointError: the file is missing or damaged.
         ConfigError: it is none of these.
     """
-    if isinstance(policy, str | Path):
-        content = read_json(policy)
-        if isinstance(content, list) and all(isinstance(name, str) for name in content):
-            return tuple(content)
-        from unteach.guard.manifest import FreezeManifest
-
-        policy = FreezeManifest.load(policy)
+    policy = _read(policy)
     if isinstance(policy, HasFrozen):
         return tuple(policy.frozen)
     if isinstance(policy, Mapping):
@@ -217,23 +239,70 @@ def load_frozen(policy: Policy) -> core.Names:
     raise ConfigError("this is not a policy", found=type(policy).__name__, fix="pass a manifest, its path, or names")
 
 
-def check_adapters(model: nn.Module, frozen: core.Names) -> None:
-    """Refuse adapters on modules that own a frozen tensor: they change its effect and leave its bits alone.
+def _read(policy: Policy) -> Policy:
+    """The policy, read where it is a path."""
+    if not isinstance(policy, str | Path):
+        return policy
+    content = read_json(policy)
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return tuple(content)
+    from unteach.guard.manifest import FreezeManifest
 
-    An adapter is a module with parameters of its own around a ``base_layer`` (LoRA and most of PEFT), with a
-    copy beside ``original_module``, with a child called ``lora``, or an attention's ``processor`` with parameters.
+    return FreezeManifest.load(policy)
+
+
+def _check_weights(model: nn.Module, found: core.Frozen, policy: Policy) -> None:
+    """Refuse a manifest of other weights: a mask is for the weights that it was learned on.
 
     Raises:
-        ModelError: lists the modules.
+        ModelError: names the frozen tensors that are not the manifest's.
     """
-    owners = _owners(model, frozen)
-    bad = {name for name, modules in _adapters(model) if any(module in owners for module in modules)}
-    if bad:
+    hashes = {row.name: row.hashes for row in getattr(policy, "tensors", ()) if row.frozen}
+    if not hashes:
+        return
+    from unteach.guard.hashes import CASTS, InMemory, matches
+
+    kinds = {dtype: cast for cast, dtype in CASTS.items()}
+    tensors = found.find(model)
+    wrong = [
+        name
+        for name, mark in found.marks.items()
+        if name in hashes
+        and hashes[name].get(kinds.get(mark.dtype, "")) != mark.digest
+        and (hasattr(tensors[name], "full_tensor") or matches(InMemory(tensors[name]), hashes[name]) is None)
+    ]
+    if wrong:
         raise ModelError(
-            f"{len(bad)} adapters are on frozen modules",
-            found=", ".join(sorted(bad)[:6]),
-            fix="leave these modules out: target_modules=adapter_targets(model, frozen, [...])",
+            f"the manifest is of other weights: {len(wrong)} of {len(found.marks)} frozen tensors are not those here",
+            found=", ".join(wrong[:6]),
+            fix="train the published model that the manifest came with; to hold other weights pass manifest.frozen",
         )
+
+
+def _check_others(model: nn.Module, optimizer: Optimizer, others: Others) -> None:
+    """Notice what trains beside the model: a verifier compares the other components with the published ones.
+
+    Raises:
+        ModelError: something does, and ``others`` is "refuse".
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    beside = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+    if not beside:
+        return
+    what = f"{len(beside)} tensors with {sum(p.numel() for p in beside)} parameters that are not the model's"
+    problem = "the optimiser also trains something beside the model, such as a text encoder"
+    if others == "refuse":
+        raise ModelError(
+            problem,
+            found=what,
+            fix="leave them out, because verification compares the other components with the published ones; "
+            "or pass others='warn'",
+        )
+    log.warning("%s (%s); verification compares the other components with the published ones", problem, what)
+
+
+def _count(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def adapter_targets(model: nn.Module, frozen: Policy, targets: Sequence[str]) -> list[str]:
@@ -250,7 +319,7 @@ def adapter_targets(model: nn.Module, frozen: Policy, targets: Sequence[str]) ->
     """
     if isinstance(targets, str):
         raise ConfigError("targets must be a list of module names", found=f"'{targets}'", fix="put it in a list")
-    owners = _owners(model, load_frozen(frozen))
+    owners = owning(model, load_frozen(frozen))
     modules = list(core.unwrap(model).named_modules())
     hits = [(n, m) for n, m in modules if any(n == t or n.endswith(f".{t}") for t in targets)]
     free = [name for name, module in hits if not any(part in owners for part in module.modules())]
@@ -261,60 +330,6 @@ def adapter_targets(model: nn.Module, frozen: Policy, targets: Sequence[str]) ->
             fix="name other modules",
         )
     return free
-
-
-def check_fused(model: nn.Module, frozen: core.Names) -> None:
-    """Refuse projections that were fused after the mask was made: the fused copy trains in a frozen one's place.
-
-    Raises:
-        ModelError: lists the modules.
-    """
-    owners = _owners(model, frozen)
-    bad = []
-    for name, module in model.named_modules():
-        children = dict(module.named_children())
-        for fused, parts in _FUSED.items():
-            if fused in children and any(p in children and _holds(children[p], owners) for p in parts):
-                bad.append(f"{name}.{fused}")
-    if bad:
-        raise ModelError(
-            f"{len(bad)} fused projections stand in for frozen ones",
-            found=", ".join(bad[:6]),
-            fix="load the model anew and do not call fuse_qkv_projections (undoing it leaves the copies behind)",
-        )
-
-
-_FUSED = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_kv": ("to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-}
-
-
-def _owners(model: nn.Module, frozen: core.Names) -> set[nn.Module]:
-    """The modules that hold a frozen tensor themselves, tied ones included."""
-    known = core.named(model)
-    held = {id(known[n]) for n in frozen if n in known and (not isinstance(frozen, Mapping) or frozen[n])}
-    return {m for m in model.modules() if any(id(p) in held for p in m.parameters(recurse=False))}
-
-
-def _holds(module: nn.Module, owners: set[nn.Module]) -> bool:
-    return any(part in owners for part in module.modules())
-
-
-def _adapters(model: nn.Module) -> Iterator[tuple[str, Iterable[nn.Module]]]:
-    """Every adapter: its name, and the modules whose effect it changes."""
-    for name, module in model.named_modules():
-        children = dict(module.named_children())
-        for inner in ("base_layer", "original_module"):
-            if inner in children:
-                base = {id(parameter) for parameter in children[inner].parameters()}
-                if any(id(parameter) not in base for parameter in module.parameters()):
-                    yield name, children[inner].modules()
-        if "base_layer" not in children and any("lora" in child.lower() for child in children):
-            yield name, [module]
-        if "processor" in children and any(True for _ in children["processor"].parameters()):
-            yield f"{name}.processor", module.modules()
 
 
 def _averages(ema: object, model: nn.Module, frozen: core.Frozen) -> dict[str, Tensor]:

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from unteach.core import masks, seeds, state
 from unteach.core.loop import Step
-from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.families import Pipeline
-from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, NumericsError
 from unteach.guard.budget import costs, groups, projected
 from unteach.guard.config import FreezeAsGuard
 from unteach.guard.data import Batch, GuardData, draw, losses, mean_losses, pooled, upper
+from unteach.guard.relearn import Progress, relearn
 from unteach.guard.user import User
 
 __all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn", "leave_one_out"]
@@ -123,13 +122,17 @@ class MaskLearner:
                 value.requires_grad_(False)
                 value.grad = None
 
+    def _losses(self, batches: Sequence[Batch], step: Step, purpose: str) -> list[Tensor]:
+        spread, shared = self.config.timesteps == "stratified", self.config.noise == "shared"
+        return losses(self.model, batches, step, purpose, spread=spread, shared=shared)
+
     def publisher(self, illegal: Batch, innocent: Batch, step: Step) -> float:
         """One step of the mask; returns the largest |<θ_pre - θ_ft, dL_up/dθ>| of a group. One batch may be empty."""
         inner = torch.zeros(len(self.groups), dtype=torch.float64)
         unrolled: dict[str, Tensor] = {}
         if self.config.unrolled:
             with self._each(lambda name, g: unrolled.__setitem__(name, g.clone())):
-                torch.autograd.backward(torch.cat(losses(self.model, [illegal, innocent], step, "look-ahead")).mean())
+                torch.autograd.backward(torch.cat(self._losses([illegal, innocent], step, "look-ahead")).mean())
         m = self.mask().double()
 
         def use(name: str, g: Tensor) -> None:
@@ -139,7 +142,7 @@ class MaskLearner:
                 inner[k] += self.user_.rate * float((1 - m[k]) * (unrolled[name] * g).sum())
 
         with self._each(use):
-            each = losses(self.model, [illegal, innocent], step, "publisher")
+            each = self._losses([illegal, innocent], step, "publisher")
             torch.autograd.backward(upper(each[0], each[1], self.weights))
         self.move(inner.float())
         return float(inner.abs().max())
@@ -155,10 +158,8 @@ class MaskLearner:
             x = self.x - c.mask_rate * g / g.square().mean().sqrt().clamp_min(1e-30)
         else:
             slope = (before * (1 - before) / c.temperature).float()
-            x = self.x - (c.mask_rate * inner * slope).to(self.x)
-            if c.sparsity:
-                gap = -2 * (c.rho - before.float().mean()) * slope / len(self.groups)
-                x = x - (c.sparsity * gap).to(self.x)
+            gap = -2 * (c.rho - before.float().mean()) * slope / len(self.groups)
+            x = self.x.float() - (c.mask_rate * inner * slope + c.sparsity * gap)  # rounded once, below
         self.x = projected(x, self.weight, c.rho, c.temperature) if c.project else x.to(self.x)
         change = (self.mask() - before).float()
         with torch.no_grad():
@@ -180,7 +181,7 @@ class MaskLearner:
                 self.params[name].sub_(u, alpha=moved * free)
 
         with self._each(use):
-            loss = torch.cat(losses(self.model, batches, step, "user")).mean()
+            loss = torch.cat(self._losses(batches, step, "user")).mean()
             torch.autograd.backward(loss)
         self.user_.count += 1
         return float(loss.detach())
@@ -204,7 +205,8 @@ def learn(
     *,
     seed: int = 0,
     out: Path | None = None,
-    progress: bool = False,
+    on_step: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Learned:
     """Learn a mask for ``model.denoiser``; the model's weights are bit for bit as before on return.
 
@@ -213,13 +215,14 @@ def learn(
         data: disjoint data of both levels.
         config: settings.
         seed: root of all draws.
-        out: folder for θ_pre and the relearned weights (a temporary one when None); a relearning that was
-            interrupted goes on.
-        progress: show a bar while relearning.
+        out: folder for θ_pre and the relearned weights (a temporary one when None); a relearning that was interrupted
+            goes on, a finished one is read. The mask's own steps always start anew, and give the same.
+        on_step: told the stage, the steps of it done, and all of them.
+        tell: told in a sentence what relearning gave.
 
     Raises:
         ConfigError, DataError: settings or data that do not fit.
-        NumericsError: something is not finite.
+        NumericsError: something is not finite; or relearning gained nothing on held-out pictures.
     """
     model = Model.of(model, edit=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -231,7 +234,7 @@ def learn(
         else:
             state.save(pre_path, {name: value.detach() for name, value in own.items()}, {"what": "weights to publish"})
         try:
-            return _learn(model, data, config, seed, folder, pre_path, progress)
+            return _learn(model, data, config, seed, folder, pre_path, on_step, tell)
         finally:
             with torch.no_grad(), safe_open(pre_path, framework="pt") as before:
                 for name, value in own.items():
@@ -241,28 +244,20 @@ def learn(
 
 
 def _learn(
-    model: Model, data: GuardData, c: FreezeAsGuard, seed: int, folder: Path, pre_path: Path, progress: bool
+    model: Model,
+    data: GuardData,
+    c: FreezeAsGuard,
+    seed: int,
+    folder: Path,
+    pre_path: Path,
+    on_step: Progress | None,
+    tell: Callable[[str], None] | None,
 ) -> Learned:
     learner = MaskLearner(model, c, seed)
     both = [*data.illegal_user, *data.innocent_user]
     sides = (list(data.illegal_user), list(data.innocent_user))
-
-    def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
-        return draw(both, step, "relearn", len(items))
-
     before = mean_losses(model, data, seed) if c.scale == "gain" else None
-    finetune(
-        model,
-        drawn,
-        Finetune(steps=c.relearn_steps, batch_size=c.batch_size, learning_rate=c.relearn_rate),
-        seed=seed,
-        out=folder / "relearn",
-        data_id=state.fingerprint(data.digests()),
-        progress=progress,
-        label="relearn",
-    )
-    relearned = folder / "relearned.safetensors"
-    state.save(relearned, {name: value.detach() for name, value in learner.params.items()}, {"what": "relearned"})
+    relearned = relearn(model, data, c, seed=seed, out=folder, on_step=on_step, tell=tell)
     if before is not None:
         learner.weights = _by_gain(before, mean_losses(model, data, seed), c.innocent_weight)
     start = relearned if c.user_start == "relearned" else pre_path
@@ -294,6 +289,8 @@ def _learn(
             learner.user([draw(side, step, f"user {k}", c.batch_size // 2) for k, side in enumerate(sides)], step)
         else:
             learner.user([pooled(both, step, "user", c.batch_size)[:2]], step)
+        if on_step is not None:
+            on_step("mask", done, c.steps)
     soft = learner.mask().float()
     return Learned(
         learner.hard(),
@@ -319,7 +316,7 @@ def _by_gain(before: tuple[float, float], after: tuple[float, float], innocent: 
         raise NumericsError(
             "the relearned model is no better on one side, so its gain cannot be the unit of that side",
             found=f"losses: illegal {sides[0]}; innocent {sides[1]}",
-            fix="more relearn_steps, another relearn_rate, or scale=raw",
+            fix="relearned=best (with more pictures, where there are few), another relearn_rate, or scale=raw",
         )
     first, second = 1 / gains[0], innocent / gains[1]
     factor = (1 + innocent) / (first + second)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import cattrs
 
 from unteach.core import state
 from unteach.diffusion.delta import versions
+from unteach.diffusion.export import loaded
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError, ModelError
 from unteach.guard.config import FreezeAsGuard
-from unteach.guard.files import bounded_json
-from unteach.guard.hashes import InMemory, model_digest
+from unteach.guard.files import Safetensors, bounded_json
+from unteach.guard.hashes import InMemory, component_digest
 from unteach.guard.learn import Learned
 from unteach.guard.manifest import FreezeManifest, Measure, Provenance, explain, strict
 
@@ -249,10 +251,7 @@ class MaskRecord:
             measure=self.budget.measure,
             rho=self.budget.rho,
             provenance=Provenance(made, (self.seed,), dict(self.data.digests), versions()),
-            components={
-                part: model_digest({k: InMemory(v) for k, v in getattr(model.pipe, part).state_dict().items()})
-                for part in parts
-            },
+            components={part: _component(model, part) for part in parts},
         )
 
     def save(self, path: Path | str) -> Path:
@@ -306,6 +305,15 @@ def check_model(model: Model, shapes: Mapping[str, tuple[int, ...]], digest: str
             found=f"digest {found[:12]}, expected {digest[:12]}",
             fix="give the model and the erasure (--erased) that the mask was learned on",
         )
+
+
+def _component(model: Model, part: str) -> str:
+    """Digest of another part of the pipeline as it will be published: from its files, where it was loaded from some."""
+    if model.path is None:
+        return component_digest({k: InMemory(v) for k, v in getattr(model.pipe, part).state_dict().items()})
+    with ExitStack() as stack:
+        files = [stack.enter_context(Safetensors(path)) for path in loaded(model, part)]
+        return component_digest({name: entry for file in files for name, entry in file.entries.items()})
 
 
 def _contradictions(record: MaskRecord) -> list[str]:

@@ -17,7 +17,7 @@ from unteach.guard.adapters import AdapterCheck
 from unteach.guard.candidate import Found, WeightSet, collect
 from unteach.guard.components import compare_component
 from unteach.guard.files import FLOATS, Entry
-from unteach.guard.hashes import compare, matches, model_digest
+from unteach.guard.hashes import compare, is_component, matches, model_digest
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamped
 from unteach.guard.names import companion, compvis, fused, vae_compvis
 from unteach.guard.verdict import Finding, Verdict
@@ -117,7 +117,7 @@ class Reference:
         sets: list[Mapping[str, Entry]] = [dict(part.entries) for part in self.parts.get(name, ())]
         wanted = self.policy.components.get(name)
         if sets and wanted is not None and name not in self._good:
-            if all(model_digest(tensors) != wanted for tensors in sets):
+            if not any(is_component(tensors, wanted) for tensors in sets):
                 raise CheckpointError(
                     f"the manifest is not of this base: its '{name}' is another one",
                     fix="give the pipeline that the manifest was made for",
@@ -277,7 +277,7 @@ class _Check:
         wanted = self.policy.components.get(name)
         if base:
             self.findings += compare_component(name, base, entries, where)
-        elif wanted is not None and _readable(entries) and model_digest(dict(entries)) == wanted:
+        elif wanted is not None and _readable(entries) and is_component(dict(entries), wanted):
             return
         elif self.reference.pipeline and wanted is None:
             self.add("violates", "component", where, f"an extra component: the base has no '{name}'")
