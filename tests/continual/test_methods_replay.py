@@ -11,9 +11,11 @@ from tests.continual.lab import BATCH, Look, distance, flat, identity, slope, wa
 from tests.oracle import continual as oracle
 from torch import Tensor, nn
 
-from unteach.continual.learner import Learner
+from unteach.continual.engine import learn
+from unteach.continual.learner import Learner, Training
 from unteach.continual.method import make
 from unteach.continual.networks import features
+from unteach.continual.plugin import make_plugin
 from unteach.core import seeds
 
 
@@ -127,6 +129,51 @@ def test_a_run_of_er_concatenated_is_one_of_er_separate() -> None:
 
     two = watch(make("er", alpha=1.0, buffer=7), step, on=on, lr=0.05, **sizes)
     assert distance(flat(two.params, two.params), flat(one.params, one.params)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["er", "icarl"])
+def test_the_parts_of_a_joined_pass_are_each_samples_share_of_the_mean(name: str) -> None:
+    """house.md, defect 1: with one pass over both batches, "memory" was empty and "current" was everything."""
+    method = make("er", concatenated=True, buffer=10) if name == "er" else make("icarl", alpha=0.7, buffer=12)
+    old, compared = Old(), []
+
+    def step(look: Look) -> None:
+        x, y = look.batch
+        drawn, params = look.memory(), look.learner.params
+        assert look.host.has_memory == (drawn is not None)
+        got = {which: look.host.gradient(which) for which in ("current", "memory")}
+        if drawn is None:
+            assert got["memory"] == [None] * len(params)
+            return
+        b, m = len(y), len(drawn[1])
+        if name == "er":
+            parts = oracle.cross_entropy(look.net, x, y), oracle.cross_entropy(look.net, *drawn[:2])
+        else:
+            parts = (
+                oracle.icarl(look.net, None, x, y, None, look.new, look.old, 0.7),
+                oracle.icarl(look.net, old.net, *drawn[:2], None, look.new, look.old, 0.7),
+            )
+        for which, part, count in zip(("current", "memory"), parts, (b, m), strict=True):
+            wanted = count / (b + m) * flat(slope(part, params), params)
+            assert distance(flat(got[which], params), wanted) < 1e-6
+        compared.append(m)
+
+    watch(method, step, old.end)
+    assert compared
+
+
+@pytest.mark.parametrize("name", ["er", "icarl"])
+def test_refresh_unlearns_the_memory_of_a_joined_pass(name: str) -> None:
+    """house.md, defect 1: it was the host's run bit for bit, without a word."""
+    method = make("er", concatenated=True, buffer=10) if name == "er" else make("icarl", buffer=12)
+    network = lambda: lab.Double()  # noqa: E731
+    runs = [
+        learn(lab.stream(), method, network=network(), plugin=plugin, training=Training(epochs=1, batch_size=8))
+        for plugin in (None, make_plugin("refresh", loss="memory", gamma=0.01))
+    ]
+    host, refreshed = (flat(run.learner.params, run.learner.params) for run in runs)
+    assert distance(refreshed, host) > 1e-5
+    assert runs[1].record["passes"] > runs[0].record["passes"]
 
 
 def test_er_ace_keeps_the_current_batch_to_its_own_classes() -> None:

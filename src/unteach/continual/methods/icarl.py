@@ -25,17 +25,16 @@ def old_classes(learner: "Learner") -> Tensor:
 class SigmoidLoss(TaskLoss):
     """Binary cross-entropy of the current task's classes against the labels, summed over them, on both batches."""
 
-    def value(self, view: View) -> Tensor:
+    def value(self, view: View) -> Tensor | None:
         """Shape (); ``data_weight`` counts for samples of the current batch only."""
-        batch = both(view)
+        batch = self.source(view)
+        if batch is None:
+            return None
         own = view.learner.current
         target = F.one_hot(batch.y, view.learner.classes)[:, own].float()
         losses = F.binary_cross_entropy_with_logits(view.output(batch)[:, own], target, reduction="none").sum(1)
-        if view.data_weight != 1:
-            factor = torch.ones_like(losses)
-            factor[: batch.current] = view.data_weight
-            losses = factor * losses
-        return losses.mean()
+        factors = view.factors(batch, view.data_weight)
+        return losses.mean() if factors is None else (factors.to(losses) * losses).mean()
 
 
 @methods.add("icarl")
@@ -58,7 +57,7 @@ class ICaRL(Replay):
 
     def terms(self, learner: "Learner") -> list[Term]:
         """The sigmoid loss and distillation."""
-        return [SigmoidLoss(), Output(Softplus(), both, previous, self.alpha, columns=old_classes)]
+        return [SigmoidLoss(both), Output(Softplus(), both, previous, self.alpha, columns=old_classes)]
 
     def remember(self, view: View, x: Tensor) -> None:
         """The memory changes only when a task ends."""
