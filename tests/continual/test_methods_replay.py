@@ -246,7 +246,10 @@ def test_fdr_compares_probabilities_with_those_at_the_tasks_end() -> None:
     assert kept.checked > 20
 
 
-def test_xder_masks_the_task_loss_and_implants_later_logits() -> None:
+@pytest.mark.parametrize(
+    ("threshold", "heads"), [("gamma", "new"), ("own", "new"), ("gamma", "new and future"), ("own", "new and future")]
+)
+def test_xder_masks_the_task_loss_and_implants_later_logits(threshold: str, heads: str) -> None:
     kept, gamma = Kept(), 0.6
 
     def loss(look: Look) -> Tensor:
@@ -258,17 +261,20 @@ def test_xder_masks_the_task_loss_and_implants_later_logits() -> None:
 
     def end(learner: Learner) -> None:
         memory, new = learner.memory, list(learner.stream.tasks[learner.task].classes)
+        if heads == "new and future":
+            new = list(range(min(new), lab.CLASSES))
         for i in range(len(memory)):
             if int(memory.task[i]) != learner.task:
                 key = memory.x[i].numpy().tobytes()
                 with torch.no_grad():
                     now = learner.model(memory.x[i : i + 1])[0]
-                made = oracle.implanted(kept.logits[key], now, int(memory.y[i]), new, gamma)
+                limit = gamma if threshold == "gamma" else 1.0
+                made = oracle.implanted(kept.logits[key], now, int(memory.y[i]), new, gamma, limit)
                 scaled.append(not torch.equal(made[new], now[new]))
-                assert float(made[new].max()) <= max(gamma * float(made[memory.y[i]]), 0) + 1e-9
+                assert float(made[new].max()) <= max(limit * float(made[memory.y[i]]), 0) + 1e-9
                 kept.logits[key] = made
 
-    method = make("x-der", alpha=0.4, beta=0.9, gamma=gamma, buffer=12)
+    method = make("x-der", alpha=0.4, beta=0.9, gamma=gamma, buffer=12, threshold=threshold, heads=heads)
     identity(method, loss, end, epochs=1, lr=0.3)
     assert True in scaled and False in scaled
 
@@ -322,6 +328,35 @@ def test_icarl_trains_sigmoids_herds_and_answers_by_the_nearest_mean() -> None:
         old.end(learner)
 
     identity(make("icarl", alpha=0.7, buffer=12), loss, end, lr=0.3)
+
+
+def test_icarl_averaged_is_the_sum_at_a_rate_over_the_classes_seen() -> None:
+    """Mammoth averages both losses over all classes seen: its step is the sum's at a rate divided by their number."""
+    old, counts = Old(), []
+
+    def loss(look: Look) -> Tensor:
+        counts.append(len(look.seen))
+        summed = oracle.icarl(look.net, old.net, *look.batch, look.memory(), look.new, look.old, 1.0)
+        return summed / len(look.seen)
+
+    identity(make("icarl", average=True, buffer=12), loss, old.end, lr=0.3)
+    assert set(counts) == {2, 4, 6}
+
+
+def test_icarl_averaged_is_torchs_mean_over_samples_and_classes() -> None:
+    """One call of binary cross-entropy over all outputs so far, old sigmoids beside new labels, as Mammoth has it."""
+    old = Old()
+
+    def loss(look: Look) -> Tensor:
+        (x, y), drawn, seen = look.batch, look.memory(), look.seen
+        if drawn is not None:
+            x, y = torch.cat([x, drawn[0]]), torch.cat([y, drawn[1]])
+        targets = nn.functional.one_hot(y, lab.CLASSES).double()
+        if old.net is not None:
+            targets[:, look.old] = old.net(x).detach().sigmoid()[:, look.old]
+        return nn.functional.binary_cross_entropy_with_logits(look.net(x)[:, seen], targets[:, seen])
+
+    identity(make("icarl", average=True, buffer=12), loss, old.end, lr=0.3)
 
 
 # ---- entropy ----

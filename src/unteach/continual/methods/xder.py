@@ -1,7 +1,7 @@
 """X-DER (Boschini et al. 2022), as far as the one form allows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -26,6 +26,10 @@ class XDER(DERPlusPlus):
     Args:
         gamma: implanted logits are at most gamma × the stored logit of the sample's own class, or 0 where no factor
             ≥ 0 brings them below it.
+        threshold: they are scaled where they pass gamma × that logit ("gamma"), or only where they pass the logit
+            itself, as in the released code ("own").
+        heads: which logits are implanted when a task ends: the task's ("new"), or those of the classes still to
+            come with them, as in the released code ("new and future").
     """
 
     name: ClassVar[str] = "x-der"
@@ -33,6 +37,8 @@ class XDER(DERPlusPlus):
     boundaries: ClassVar[bool] = True
 
     gamma: float = setting(0.85, low=0)
+    threshold: Literal["gamma", "own"] = "gamma"
+    heads: Literal["new", "new and future"] = "new"
 
     def terms(self, learner: "Learner") -> list[Term]:
         """The masked task loss and DER++'s memory terms."""
@@ -48,14 +54,16 @@ class XDER(DERPlusPlus):
         kept = learner.memory
         assert kept is not None and kept.logits is not None
         old = (kept.task[: len(kept)] != learner.task).nonzero()[:, 0]
+        heads = learner.current if self.heads == "new" else learner.current | ~learner.seen
         learner.model.eval()
         for part in torch.split(old, learner.settings.eval_batch):
             z = kept.logits[part].clone()
-            new = learner.forward(learner.views(kept.x[part], None))[:, learner.current].to(z)
-            cap = self.gamma * z.gather(1, kept.y[part][:, None])
+            new = learner.forward(learner.views(kept.x[part], None))[:, heads].to(z)
+            own = z.gather(1, kept.y[part][:, None])
+            cap = self.gamma * own
             most = new.max(1, keepdim=True).values
             lower = torch.where(most * cap > 0, cap / most, 0)  # both below 0: a factor above 1 lowers them
-            factor = torch.where(most > cap, lower, 1)
-            z[:, learner.current] = new * factor
+            factor = torch.where(most > (cap if self.threshold == "gamma" else own), lower, 1)
+            z[:, heads] = new * factor
             kept.update_logits(part, z)
         learner.model.train()
