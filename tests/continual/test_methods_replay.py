@@ -17,6 +17,7 @@ from unteach.continual.method import make
 from unteach.continual.networks import features
 from unteach.continual.plugin import make_plugin
 from unteach.core import seeds
+from unteach.errors import ConfigError
 
 
 class Old:
@@ -277,6 +278,57 @@ def test_xder_masks_the_task_loss_and_implants_later_logits(threshold: str, head
     method = make("x-der", alpha=0.4, beta=0.9, gamma=gamma, buffer=12, threshold=threshold, heads=heads)
     identity(method, loss, end, epochs=1, lr=0.3)
     assert True in scaled and False in scaled
+
+
+def test_xder_official_fills_its_memory_when_a_task_ends() -> None:
+    """The released code's memory, its cross-entropy over past heads, and the logits that samples enter with."""
+    kept: dict[bytes, Tensor] = {}
+    held: dict[int, list[Tensor]] = {}
+    entered: list[bool] = []
+
+    def loss(look: Look) -> Tensor:
+        a, b = look.memory("a"), look.memory("b")
+        assert (a is None) == (look.learner.task == 0)
+        for x, z in zip(a[0], a[2], strict=True) if a is not None else ():
+            assert torch.allclose(z.double(), kept[x.numpy().tobytes()], atol=1e-6)
+        return oracle.xder(look.net, *look.batch, a, b, 0.4, 0.9, look.new, look.old)
+
+    def end(learner: Learner) -> None:
+        memory, now = learner.memory, learner.task
+        names, known = labelled(learner), range(2 * now + 2)
+        x, y = memory.x[: len(memory)], memory.y[: len(memory)]
+        assert [names[one.numpy().tobytes()] for one in x] == y.tolist() and len(y) == 10
+        share = 10 // len(known)
+        for c in known:
+            rows = list(x[y == c])
+            if c < 2 * now:  # the first of those that were there
+                assert len(rows) == share
+                assert all(torch.equal(a, b) for a, b in zip(rows, held[c], strict=False))
+            else:
+                assert len(rows) in ((10 - 2 * now * share) // 2, -(-(10 - 2 * now * share) // 2))
+            held[c] = rows
+        with torch.no_grad():
+            outputs = learner.model(x)
+        for one, label, task, h in zip(x, y.tolist(), memory.task.tolist(), outputs, strict=True):
+            key = one.numpy().tobytes()
+            if task == now:
+                past = list(range(2 * now))
+                kept[key] = oracle.implanted(h, h, label, past, 0.6, 1.0) if past else h
+                entered.append(bool(past) and not torch.equal(kept[key], h))
+            else:
+                kept[key] = oracle.implanted(kept[key], h, label, list(range(2 * now, lab.CLASSES)), 0.6, 1.0)
+
+    identity(make("x-der-official", alpha=0.4, beta=0.9, gamma=0.6, buffer=10), loss, end, lr=0.3)
+    assert True in entered and False in entered
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"memory_heads": "past"}, "needs fill 'task end'"), ({"fill": "task end", "policy": "ring"}, "policy")],
+)
+def test_xder_refuses_what_cannot_go_together(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make("x-der", **settings)
 
 
 # ---- distillation ----

@@ -69,12 +69,21 @@ def derpp(net: Net, x: Tensor, y: Tensor, first: Memory, second: Memory, alpha: 
 
 
 def xder(
-    net: Net, x: Tensor, y: Tensor, first: Memory, second: Memory, alpha: float, beta: float, new: list[int]
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    first: Memory,
+    second: Memory,
+    alpha: float,
+    beta: float,
+    new: list[int],
+    old: list[int] | None = None,
 ) -> Tensor:
+    """``old``: the classes that the memory's cross-entropy is over; all without."""
     loss = cross_entropy(net, x, y, new)
     if first is None or second is None:
         return loss
-    return loss + alpha * to_stored(net, first) + beta * cross_entropy(net, second[0], second[1])
+    return loss + alpha * to_stored(net, first) + beta * cross_entropy(net, second[0], second[1], old)
 
 
 def implanted(z: Tensor, now: Tensor, y: int, new: list[int], gamma: float, threshold: float) -> Tensor:

@@ -192,7 +192,8 @@ class Output(Term):
         target: z.
         weight: α.
         space: what of the outputs and targets Φ acts on.
-        columns: classes compared, from a learner to a bool (C,) tensor; None for all.
+        columns: classes compared (with labels: the columns of the softmax), from a learner to a bool (C,) tensor;
+            None for all.
     """
 
     part = "output"
@@ -231,6 +232,9 @@ class Output(Term):
         if z.dtype == torch.int64:
             assert isinstance(self.generator, LogSumExp)
             allowed = view.columns(batch)
+            if self.columns is not None:
+                keep = self.columns(view.learner)
+                allowed = keep if allowed is None else allowed & keep
             out = out if allowed is None else out.masked_fill(~allowed, -torch.inf)
             return _mean(self.generator.to_label(out, z), view, batch)
         if self.columns is not None:
