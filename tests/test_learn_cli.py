@@ -191,6 +191,14 @@ def test_streams_and_networks_are_checked_with_the_rest(changes: dict[str, Any],
         load_plan(Path(config(tmp_path, **changes)), Learn())
 
 
+def test_the_stream_is_checked_once_a_grid_and_not_instead_of_the_arms(tmp_path: Path) -> None:
+    """house.md, defect 6: every arm checked it anew, and none was then checked itself."""
+    record = config(tmp_path, stream_options={"task": 5}, methods=["er", "der", "ewcc"], plugins=["none", "sam"])
+    with pytest.raises(ConfigError) as found:
+        load_plan(Path(record), Learn())
+    assert str(found.value).count("no option 'task'") == 1 and "ewcc" in str(found.value)
+
+
 def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     wanted: dict[str, list[str]] = {
         "learners": [*methods, *presets],

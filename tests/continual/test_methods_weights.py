@@ -48,7 +48,7 @@ def test_l2_sp_is_the_distance_to_the_last_weights() -> None:
 # ---- Fisher information ----
 
 
-@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "empirical", "official"])
 def test_ewc_is_one_quadratic_a_task_around_its_own_weights(kind: str) -> None:
     anchors: Anchors = []
 
@@ -82,17 +82,18 @@ def test_one_ewc_anchor_has_the_weight_lambda_half() -> None:
     assert value["wanted"] > 0 and math.isclose(value["got"], value["wanted"], rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("decay", [1.0, 0.4])
-def test_online_ewc_moves_the_anchor_and_decays_the_information(decay: float) -> None:
+@pytest.mark.parametrize(("decay", "kind"), [(1.0, "exact"), (0.4, "exact"), (1.0, "official")])
+def test_online_ewc_moves_the_anchor_and_decays_the_information(decay: float, kind: str) -> None:
     anchors: Anchors = []
 
     def end(learner: Learner) -> None:
-        new = fisher(learner)
+        new = fisher(learner, kind)
         if anchors:
             new = [decay * old + f for old, f in zip(anchors[0][1], new, strict=True)]
         anchors[:] = [(lab.weights(learner), new)]
 
-    identity(make("online-ewc", strength=20.0, decay=decay), lambda look: penalised(look, anchors, 20.0), end)
+    method = make("online-ewc", strength=20.0, decay=decay, fisher=kind)
+    identity(method, lambda look: penalised(look, anchors, 20.0), end)
 
 
 # ---- paths and sensitivities ----

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unteach.continual import streams
 from unteach.continual.engine import learn
 from unteach.continual.method import make
+from unteach.continual.plugin import make_plugin
 from unteach.continual.stream import Stream, Task
 from unteach.errors import ConfigError, DataError, ModelError, UnteachError
 
@@ -88,3 +89,18 @@ def test_names_and_settings_that_do_not_exist() -> None:
         tiny.training(epochs=0, lr=0.0)
     with pytest.raises(UnteachError, match="cannot be combined"):
         make("a-gem + gem")
+
+
+@pytest.mark.parametrize("method", ["vcl", "vcl + er", "er + vcl", "nvcl + er"])
+def test_refresh_with_a_fisher_on_variational_weights_is_refused_before_training(method: str) -> None:
+    """house.md, defect 5: a combination trained a whole task first."""
+    with pytest.raises(ConfigError, match="no Fisher information"):
+        tiny.run(make(method), make_plugin("refresh", gamma=0.01))
+    assert tiny.run(make(method), make_plugin("refresh", gamma=0.01, preconditioner="none")).record["rows"]
+
+
+@pytest.mark.parametrize("method", ["fine-tune", "ewc", "a-gem", "gdumb"])
+def test_refresh_of_a_memory_that_no_term_reads_is_refused(method: str) -> None:
+    """A sister of house.md's defect 1: it would be the host's run without a word."""
+    with pytest.raises(ConfigError, match=r"no term of .* reads a memory"):
+        tiny.run(make(method), make_plugin("refresh", gamma=0.01, loss="memory"))

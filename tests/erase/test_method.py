@@ -91,6 +91,11 @@ def test_the_presets_carry_the_papers_numbers():
         True,
     )
     assert (october.formula, october.space, october.clip, october.leak) == ("orthogonal", "eps", 0.0, True)
+    # Objects and nudity (doco §1.6): D learns at 1e-4, and the older state takes half of a conflict out.
+    for name, projection in [("doco-paper", 1.0), ("doco-official-2024-11", 1.0), ("doco-official-2024-10", 0.5)]:
+        style, thing = make(name), make(f"{name}-object")
+        assert (style.d_lr, style.projection) == (5e-4, 1.0) and (thing.d_lr, thing.projection) == (1e-4, projection)
+        assert dataclasses.replace(thing, d_lr=5e-4, projection=1.0) == style
     clean = make("doco-paper")
     assert (clean.updates(), clean.leak, clean.formula) == (1000, False, "orthogonal")
     assert make("ablate-paper") == Ablate(

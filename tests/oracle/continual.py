@@ -69,20 +69,30 @@ def derpp(net: Net, x: Tensor, y: Tensor, first: Memory, second: Memory, alpha: 
 
 
 def xder(
-    net: Net, x: Tensor, y: Tensor, first: Memory, second: Memory, alpha: float, beta: float, new: list[int]
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    first: Memory,
+    second: Memory,
+    alpha: float,
+    beta: float,
+    new: list[int],
+    old: list[int] | None = None,
 ) -> Tensor:
+    """``old``: the classes that the memory's cross-entropy is over; all without."""
     loss = cross_entropy(net, x, y, new)
     if first is None or second is None:
         return loss
-    return loss + alpha * to_stored(net, first) + beta * cross_entropy(net, second[0], second[1])
+    return loss + alpha * to_stored(net, first) + beta * cross_entropy(net, second[0], second[1], old)
 
 
-def implanted(z: Tensor, now: Tensor, y: int, new: list[int], gamma: float) -> Tensor:
-    """Stored logits z (C,) with this task's of the present outputs, scaled to at most gamma × z_y."""
+def implanted(z: Tensor, now: Tensor, y: int, new: list[int], gamma: float, threshold: float) -> Tensor:
+    """Stored logits z (C,) with those of the present outputs at ``new``: where the largest passes threshold × z_y, it
+    is scaled to gamma × z_y."""
     z = z.clone()
-    most, cap = max(float(now[c]) for c in new), gamma * float(z[y])
+    most, cap, limit = max(float(now[c]) for c in new), gamma * float(z[y]), threshold * float(z[y])
     for c in new:
-        if most <= cap:
+        if most <= limit:
             z[c] = now[c]
         elif most * cap > 0:
             z[c] = now[c] * cap / most

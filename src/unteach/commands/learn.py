@@ -119,6 +119,10 @@ def load_plan(path: Path | None, options: Learn) -> Plan:
     if options.epochs is not None:
         training["epochs"] = options.epochs
     jobs, problems = [], []
+    try:
+        _check_stream(record)  # once, not once an arm
+    except UnteachError as error:
+        problems.append(str(error))
     for method in record["methods"]:
         for plugin in record.get("plugins") or ["none"]:
             try:
@@ -160,7 +164,6 @@ def _jobs(record: Mapping[str, Any], training: Mapping[str, Any], method: Any, p
     own_training = {**training, **dict(method.pop("training", None) or {})}
     label = str(method.pop("label", method.get("method")))
     plug_label = str(plugin.pop("label", plugin.get("plug-in")))
-    _check_stream(record)
     made = _method(method)
     named = None if plugin.get("plug-in") in ("none", None) else plugin
     if named is not None:

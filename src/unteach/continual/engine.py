@@ -182,11 +182,18 @@ def learn(
     if plugin is not None:
         training = dataclasses.replace(training, lr=training.lr * plugin.lr_factor())
     learner = Learner(stream, method, net, training, seed, place)
+    if isinstance(plugin, Refresh) and plugin.gamma and plugin.loss == "memory" and not learner.objective.has_memory:
+        raise ConfigError(
+            f"'{plugin.name}' with loss='memory' has nothing to unlearn",
+            found=f"no term of '{method.label}' reads a memory",
+            fix="use loss='current' or 'host', or a method with a memory term such as 'er'",
+        )
     running = plugin.start(learner) if plugin is not None else None
     if running is not None:
         for warning in running.warnings():
             log.warning("%s", warning)
     stages = list(_stages(learner))
+    learner.check_batches({stream.tasks[stage.tasks[-1]].name: stage.samples for stage in stages})
     config = {
         "stream": {"name": stream.name, "scenario": stream.scenario, "digest": stream.digest()},
         "method": method.to_dict(),
@@ -309,8 +316,8 @@ class _Run:
         if not learner.own_optimizer:
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.lr
-        size = learner.settings.batch_size
-        rows = self.order[1][position * size : (position + 1) * size]
+        first, size = position * learner.settings.batch_size, learner.sizes(stage.samples)[position]
+        rows = self.order[1][first : first + size]
         x, y = self.x[rows], self.y[rows]
         if not learner.stream.boundaries:
             learner.seen[y] = True
@@ -352,7 +359,7 @@ def _stages(learner: Learner) -> Iterator[_Stage]:
         if not tasks:
             continue
         samples = sum(len(learner.data[task][1]) for task in tasks)
-        steps = -(-samples // learner.settings.batch_size)
+        steps = len(learner.sizes(samples))
         stage = _Stage(index, tuple(tasks), samples, first, steps, learner.settings.epochs)
         first = stage.last + 1
         yield stage
@@ -367,7 +374,8 @@ def _fits(stream: Stream, method: AnyMethod, training: Training, plugin: Plugin 
         )
     if stream.scenario in ("online", "general") and training.epochs > 1:
         problems.append(f"a stream of scenario '{stream.scenario}' is seen once, found epochs = {training.epochs}")
-    wrapped = isinstance(method, Method) and type(method).wrap is not Method.wrap
+    parts = [method] if isinstance(method, Method) else method.parts
+    wrapped = any(type(part).wrap is not Method.wrap for part in parts)
     if wrapped and isinstance(plugin, Refresh) and plugin.gamma and plugin.preconditioner != "none":
         problems.append(
             f"'{method.name}' has no Fisher information of its weights for '{plugin.name}': use preconditioner='none'"

@@ -17,6 +17,7 @@ from unteach.continual.stream import Stream
 from unteach.core import seeds
 from unteach.core.layout import channels_last_is_safe
 from unteach.core.settings import Settings, setting
+from unteach.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class Learner:
         memory: the method's memory, or None.
         old: the network as it was when the last task ended (only if a term needs it).
         lr: the current learning rate.
+        needs_two: batch norm of the network has no statistics of a batch of one.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Learner:
         if self.channels_last or not safe:  # a network that came with channels innermost and must not have them
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        self.needs_two = needs_two(self.network, stream.shape)
         self.model = method.wrap(self.network)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names, self.params = [name for name, _ in named], [p for _, p in named]
@@ -131,8 +134,42 @@ class Learner:
         """Random numbers for one purpose; a function of the seed, the purpose and the index alone."""
         return seeds.generator(self.seed, purpose, *index)
 
+    def sizes(self, samples: int) -> list[int]:
+        """How many of so many samples each batch of a pass has; a last single one that batch norm cannot take alone
+        goes with the batch before."""
+        size = self.settings.batch_size
+        whole, rest = divmod(samples, size)
+        if rest == 1 and whole and self.needs_two:
+            return [size] * (whole - 1) + [size + 1]
+        return [size] * whole + [rest] * (rest > 0)
+
+    def check_batches(self, samples: Mapping[str, int]) -> None:
+        """Refuse batches of one sample where batch norm cannot train on them.
+
+        Args:
+            samples: of each task that is trained on, by name.
+
+        Raises:
+            ConfigError: a batch size of 1, of the stream or of a memory, or a task of one sample.
+        """
+        if not self.needs_two:
+            return
+        sizes = {"batch_size": self.settings.batch_size}
+        if self.memory is not None:
+            sizes["memory_batch"] = self.settings.memory_batch
+        problems = [f"{name} is 1: use 2 or more" for name, size in sizes.items() if size == 1]
+        problems += [f"the task '{name}' has one sample: give it more" for name, n in samples.items() if n == 1]
+        if problems:
+            raise ConfigError.many(problems, where="batch norm here cannot train on a single sample, and in this run")
+
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, C) in float32."""
+        """Logits (B, C) in float32; a single sample that batch norm cannot take sees the running statistics."""
+        if self.needs_two and len(x) == 1 and self.model.training:
+            with running_statistics(self.model):
+                return self._logits(x)
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         if self.settings.precision == "bf16":
             with torch.autocast(self.device.type, torch.bfloat16):
                 out: Tensor = self._forward(x)
@@ -242,6 +279,33 @@ class Learner:
             self.old = self.snapshot()
             self.old.load_state_dict(state["old"])
         self.seen = state["seen"].to(self.device)
+
+
+def needs_two(network: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether batch norm fails in training on one sample (1, *shape), because it gets one value a channel."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        return False
+    probe = copy.deepcopy(network).train()
+    x = torch.zeros(1, *shape, device=next(probe.parameters()).device)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            probe(x)
+    except ValueError as error:
+        return "more than 1 value per channel" in str(error)
+    return False
+
+
+@contextlib.contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm that trains uses its running statistics and leaves them as they are."""
+    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for module in found:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unteach.continual.view import Batch, View
+from unteach.continual.view import Batch, Loss, View
 from unteach.core.bregman import Generator, LogSumExp, Quadratic
 from unteach.core.curvature import Curvature
 from unteach.errors import ConfigError
@@ -43,10 +43,6 @@ __all__ = [
     "uniform",
 ]
 
-Loss = Literal["host", "current", "memory"]
-"""Which terms: all, those of the current batch's labels, those of memory."""
-
-
 Source = Callable[[View], Batch | None]
 Target = Callable[[View, Batch], Tensor | None]
 Space = Callable[[Tensor], Tensor]
@@ -67,9 +63,12 @@ def memory(key: str = "a") -> Source:
     return source
 
 
-def both(view: View) -> Batch:
-    """Source: the current batch and one draw from memory in one pass."""
-    return view.joined()
+def both(view: View) -> Batch | None:
+    """Source: the current batch and one draw from memory in one pass; None where only an empty memory is asked."""
+    return None if view.which == "memory" and view.draw() is None else view.joined()
+
+
+both.memory = True  # type: ignore[attr-defined]
 
 
 def labels(view: View, batch: Batch) -> Tensor:
@@ -157,7 +156,7 @@ class TaskLoss(Term):
         weight: float = 1.0,
     ) -> None:
         self.source, self.classes, self.weight = source, classes, weight
-        self.of_memory = False
+        self.of_memory = bool(getattr(source, "memory", False))
 
     def value(self, view: View) -> Tensor | None:
         """Shape (); the factor ``data_weight`` of the view counts for samples of the current batch only."""
@@ -175,14 +174,13 @@ class TaskLoss(Term):
                 allowed = learner.seen if self.classes == "seen" else learner.current
         if allowed is not None:
             out = out.masked_fill(~allowed, -torch.inf)
-        if view.data_weight == 1.0:
+        factors = view.factors(batch, view.data_weight)
+        if factors is None:
             return F.cross_entropy(out, batch.y)
         losses = F.cross_entropy(out, batch.y, reduction="none")
         if batch is view.batch:
             return view.data_weight * losses.mean()
-        factor = torch.ones_like(losses)
-        factor[: batch.current] = view.data_weight
-        return (factor * losses).mean()
+        return (factors.to(losses) * losses).mean()
 
 
 class Output(Term):
@@ -194,7 +192,8 @@ class Output(Term):
         target: z.
         weight: α.
         space: what of the outputs and targets Φ acts on.
-        columns: classes compared, from a learner to a bool (C,) tensor; None for all.
+        columns: classes compared (with labels: the columns of the softmax), from a learner to a bool (C,) tensor;
+            None for all.
     """
 
     part = "output"
@@ -233,14 +232,23 @@ class Output(Term):
         if z.dtype == torch.int64:
             assert isinstance(self.generator, LogSumExp)
             allowed = view.columns(batch)
+            if self.columns is not None:
+                keep = self.columns(view.learner)
+                allowed = keep if allowed is None else allowed & keep
             out = out if allowed is None else out.masked_fill(~allowed, -torch.inf)
-            return self.generator.to_label(out, z).mean()
+            return _mean(self.generator.to_label(out, z), view, batch)
         if self.columns is not None:
             keep = self.columns(view.learner)
             if not bool(keep.any()):
                 return None
             out, z = out[:, keep], z[:, keep]
-        return self.generator.divergence(self.space(out), self.space(z)).mean()
+        return _mean(self.generator.divergence(self.space(out), self.space(z)), view, batch)
+
+
+def _mean(losses: Tensor, view: View, batch: Batch) -> Tensor:
+    """The mean over the samples (B,), with only those of the part asked for in the sum."""
+    factors = view.factors(batch)
+    return losses.mean() if factors is None else (factors.to(losses) * losses).mean()
 
 
 class Anchor(Term):
@@ -295,8 +303,12 @@ class Objective:
             raise ConfigError("a method needs a task loss", found=[type(t).__name__ for t in self.terms])
 
     def loss(self, view: View, which: Loss = "host") -> Tensor | None:
-        """The weighted sum of the terms asked for, shape (); None when none of them is active."""
+        """The weighted sum of the terms asked for, shape (); None when none of them is active.
+
+        A term on a joined batch is a mean over both: its parts "current" and "memory" are the samples' shares of it.
+        """
         total: Tensor | None = None
+        view.which = which
         for term in self.terms:
             if term.weight == 0:
                 continue

@@ -1,13 +1,16 @@
 """One step of training as the terms of a method see it: the current batch, draws from memory, outputs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from unteach.continual.learner import Learner
+
+Loss = Literal["host", "current", "memory"]
+"""Which part of the objective: all of it, the task loss of the current batch, what memory's samples contribute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +45,14 @@ class View:
         batch: the current batch.
         index: the step, from 0.
         data_weight: factor on the current batch's task loss (re-weighting control).
+        which: the part of the objective that is asked for now.
         passes: forward passes with a gradient so far.
         last: logits (B, C) of the current batch from the latest pass, detached; what memory stores.
     """
 
     def __init__(self, learner: "Learner", batch: Batch, index: int, data_weight: float = 1.0) -> None:
         self.learner, self.batch, self.index, self.data_weight = learner, batch, index, data_weight
+        self.which: Loss = "host"
         self.passes = 0
         self.last: Tensor | None = None
         self._draws: dict[str, Batch | None] = {}
@@ -78,6 +83,21 @@ class View:
         joined = self._draws[name]
         assert joined is not None
         return joined
+
+    def factors(self, batch: Batch, current: float = 1.0) -> Tensor | None:
+        """What each sample's loss counts in the part asked for, (B,); None where all count 1.
+
+        Args:
+            batch: the samples; the first ``batch.current`` are of the current batch, the others of memory.
+            current: of samples of the current batch, where they count at all.
+        """
+        now = 0.0 if self.which == "memory" else current
+        kept = 0.0 if self.which == "current" else 1.0
+        if all(f == 1 for f, n in ((now, batch.current), (kept, len(batch) - batch.current)) if n):
+            return None
+        factors = torch.full((len(batch),), kept, device=batch.y.device)
+        factors[: batch.current] = now
+        return factors
 
     def output(self, batch: Batch) -> Tensor:
         """Logits (B, C), float32, with a graph; one pass a batch and position of the weights."""

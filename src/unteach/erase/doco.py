@@ -198,6 +198,14 @@ presets.add("doco-official-2024-10")(
         {**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "lr": 1.6e-5, "clip": 0.0, "leak": True},
     )
 )
+# Objects (instances) and nudity: a slower discriminator, and in the older state half of a conflict is left (§1.6).
+_OBJECT = {"d_lr": 1e-4}
+for _name, _changes in {
+    "doco-paper": _OBJECT,
+    "doco-official-2024-11": _OBJECT,
+    "doco-official-2024-10": {**_OBJECT, "projection": 0.5},
+}.items():
+    presets.add(f"{_name}-object")(("doco", {**presets[_name][1], **_changes}))
 # Sized for the bundled model, whose small weights need a larger rate (docs/doco.md).
 presets.add("doco-canvas")(
     (

@@ -14,7 +14,7 @@ from unteach.core.fisher import fisher
 if TYPE_CHECKING:
     from unteach.continual.learner import Learner
 
-Kind = Literal["exact", "empirical", "sampled", "batch"]
+Kind = Literal["exact", "empirical", "sampled", "official", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class FisherMethod(Method):
 
     Args:
         strength: λ; the penalty is λ/2·ΣF(θ - θ_old)². Code without the ½ (Mammoth) has half of it.
-        fisher: which Fisher information (mean over samples, batch norm in evaluation mode).
+        fisher: which Fisher information (mean over samples, batch norm in evaluation mode); "official" is the
+            refresh and Mammoth codes', p(y|x)·g_y² at the true label.
         fisher_samples: at most so many samples of the task; 0 takes all.
     """
 

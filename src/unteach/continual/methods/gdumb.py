@@ -43,14 +43,14 @@ class GDumb(Replay):
         assert kept is not None
         learner.restart()
         optimizer = torch.optim.SGD(learner.params, lr=self.fit_lr, momentum=0.9)
-        size = learner.settings.batch_size
-        steps = self.fit_epochs * -(-len(kept) // size)
+        sizes = learner.sizes(len(kept))
+        steps = self.fit_epochs * len(sizes)
         plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         learner.model.train()
         for epoch in range(self.fit_epochs):
             generator = learner.generator("gdumb", learner.task, epoch)
             order = torch.randperm(len(kept), generator=generator).to(learner.device)
-            for rows in torch.split(order, size):
+            for rows in torch.split(order, sizes):
                 out = learner.forward(learner.views(kept.x[rows], generator))
                 if learner.mask_training:
                     out = out.masked_fill(~learner.task_columns[kept.task[rows]], -torch.inf)

@@ -23,19 +23,46 @@ def old_classes(learner: "Learner") -> Tensor:
 
 
 class SigmoidLoss(TaskLoss):
-    """Binary cross-entropy of the current task's classes against the labels, summed over them, on both batches."""
+    """Binary cross-entropy of the current task's classes against the labels, summed over them, on both batches.
 
-    def value(self, view: View) -> Tensor:
+    Args:
+        average: divide by the number of classes seen.
+    """
+
+    def __init__(self, average: bool) -> None:
+        super().__init__(both)
+        self.average = average
+
+    def value(self, view: View) -> Tensor | None:
         """Shape (); ``data_weight`` counts for samples of the current batch only."""
-        batch = both(view)
+        batch = self.source(view)
+        if batch is None:
+            return None
         own = view.learner.current
         target = F.one_hot(batch.y, view.learner.classes)[:, own].float()
         losses = F.binary_cross_entropy_with_logits(view.output(batch)[:, own], target, reduction="none").sum(1)
-        if view.data_weight != 1:
-            factor = torch.ones_like(losses)
-            factor[: batch.current] = view.data_weight
-            losses = factor * losses
-        return losses.mean()
+        if self.average:
+            losses = losses / view.learner.seen.sum()
+        factors = view.factors(batch, view.data_weight)
+        return losses.mean() if factors is None else (factors.to(losses) * losses).mean()
+
+
+class Distillation(Output):
+    """α·D_softplus(h, h_old) on the old classes, summed over them, on both batches.
+
+    Args:
+        alpha: α.
+        average: divide by the number of classes seen.
+    """
+
+    def __init__(self, alpha: float, average: bool) -> None:
+        super().__init__(Softplus(), both, previous, alpha, columns=old_classes)
+        self.average = average
+
+    def value(self, view: View) -> Tensor | None:
+        """Shape (); None before the first task has ended."""
+        found = super().value(view)
+        return found / view.learner.seen.sum() if found is not None and self.average else found
 
 
 @methods.add("icarl")
@@ -47,6 +74,8 @@ class ICaRL(Replay):
 
     Args:
         alpha: weight of distillation.
+        average: average both losses over the classes seen, C_t, as Mammoth does, instead of their sum over classes
+            (the paper's): the same step at a learning rate C_t times as large.
     """
 
     name: ClassVar[str] = "icarl"
@@ -55,10 +84,11 @@ class ICaRL(Replay):
 
     policy: Literal["reservoir", "balanced", "ring"] = "balanced"
     alpha: float = setting(1.0, low=0)
+    average: bool = False
 
     def terms(self, learner: "Learner") -> list[Term]:
         """The sigmoid loss and distillation."""
-        return [SigmoidLoss(), Output(Softplus(), both, previous, self.alpha, columns=old_classes)]
+        return [SigmoidLoss(self.average), Distillation(self.alpha, self.average)]
 
     def remember(self, view: View, x: Tensor) -> None:
         """The memory changes only when a task ends."""
