@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
+from unteach.core import reading
 from unteach.core.registry import near
 from unteach.errors import ConfigError, DataError
 
@@ -295,10 +294,7 @@ class ConceptSet(tuple[Concept, ...]):
             DataError: the file is missing or is not YAML.
             ConfigError: the concepts have mistakes (all are listed).
         """
-        try:
-            content = yaml.safe_load(_read(path))
-        except yaml.YAMLError as error:
-            raise DataError(f"'{path}' is not valid YAML", found=error) from error
+        content = reading.read_yaml(Path(path), error=DataError)
         if isinstance(content, Mapping) and "concepts" in content:
             extra = [f"unknown key '{key}' (known: concepts)" for key in content if key != "concepts"]
             if extra:
