@@ -53,7 +53,7 @@ ERASURES: tuple[Erasure, ...] = (
 SEED = 0
 PRESET = "demo"
 STEPS = 20
-PATIENCE = 10.0
+PATIENCE = 3.0
 """Seconds that a child gets to end by itself."""
 
 QUICK_SETTINGS: Mapping[str, Any] = {

@@ -12,7 +12,7 @@ from unteach.commands.estimate import estimate
 from unteach.commands.options import Erase
 from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
-from unteach.core import masks, places, state
+from unteach.core import masks, places, reading, state
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
 from unteach.erase import erase
@@ -126,7 +126,7 @@ def _spend(out: Path, seconds: float) -> None:
         return  # a full disk: the error that is on its way says more
 
 
-class _Compact(yaml.SafeDumper):
+class _Compact(reading.Dumper):
     """YAML with lists of texts in running lines, broken between texts: hundreds of prompts stay readable."""
 
     def write_single_quoted(self, text: str, split: bool = True) -> None:

@@ -20,7 +20,7 @@ from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, reso
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.plan import Mistakes
 from unteach.commands.terminal import aligned, interactive, pass_phrase, say, wrote
-from unteach.core import places, state
+from unteach.core import places, reading, state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.delta import forget_paths
@@ -89,7 +89,7 @@ def learn(options: GuardLearn, command: str) -> int:
     model, erased = plan.base.load()
     pictures = Pictures.read(plan, model)
     if options.dry_run:
-        say(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True).rstrip() + "\n")
+        say(yaml.dump(plan.to_dict(), Dumper=reading.Dumper, sort_keys=False, allow_unicode=True).rstrip() + "\n")
         for line in pictures.lines():
             say(line)
         count = sum(1 for _ in model.denoiser.parameters())

@@ -5,7 +5,6 @@ and tables: no aliases, no dates, no objects, at most :data:`DEPTH` deep.
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Hashable, Iterator
@@ -16,7 +15,7 @@ import yaml
 
 from unteach.errors import CheckpointError, UnteachError, shorten
 
-__all__ = ["DEPTH", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml"]
+__all__ = ["DEPTH", "Dumper", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml"]
 
 DEPTH = 64
 """Levels of lists and tables."""
@@ -49,6 +48,14 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what :func:`parse_yaml` reads: what stands in two places is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
 
 
 # A date is a text here: "title: 2026-01-31" means what it says.
@@ -153,7 +160,6 @@ def _inside(item: object) -> Iterator[object]:
             raise ValueError(f"half a character (a lone surrogate) in {shorten(ascii(item), 80)}")
     elif isinstance(item, int) and not isinstance(item, bool):
         if not -_LARGEST < item < _LARGEST:
-            digits = int(item.bit_length() * math.log10(2)) + 1
-            raise ValueError(f"a whole number of about {digits} digits")
+            raise ValueError(f"a whole number of {item.bit_length()} bits; there are 64")
     elif not (item is None or isinstance(item, bool | float)):
         raise ValueError(f"a {type(item).__name__} is not plain data")
