@@ -23,7 +23,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from unteach.cli import main as unteach
 OUT = Path(__file__).resolve().parents[1] / "results" / "security_kills.json"
 HOW = ("SIGKILL", "SIGTERM", "SIGINT", "Ctrl-C")
 TIMES = {"seconds", "created", "environment", "cost", "command", "took"}
-SHARES = {"learn": 30, "workers": 16, "erase": 30, "guard": 18, "apply": 12, "export": 12, "demo": 2}
+SHARES = {"learn": 32, "workers": 12, "erase": 32, "guard": 18, "apply": 12, "export": 12, "demo": 2}
 """Kills of each kind of command, of 120."""
 GONE = 10.0
 """Seconds in which every process of a killed command must be gone."""
@@ -98,7 +98,7 @@ def jobs(work: Path) -> dict[str, Job]:
     return {job.name: job for job in made}
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, only: Sequence[str]) -> None:
     """A toy pipeline, pictures, a grid, an erasure and a mask; loads what the commands load."""
     import numpy as np
     import torch
@@ -125,8 +125,8 @@ def prepare(work: Path) -> None:
         "methods: [fine-tune, {method: er, buffer: 20}]\nplugins: [none]\nseeds: [0, 1]\n",
         encoding="utf-8",
     )
-    for folder, name in (("erased", "erase"), ("mask", "guard")):
-        if ended(start(jobs(work)[name], work / folder)) != 0:
+    for needed, folder, name in (("export", "erased", "erase"), ("apply", "mask", "guard")):
+        if needed in only and ended(start(jobs(work)[name], work / folder)) != 0:
             raise SystemExit(f"preparing {folder} failed: see {work / folder}.txt")
 
 
@@ -280,7 +280,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
     given = parser.parse_args()
     begin, found = time.monotonic(), list[Round]()
-    prepare(given.work.resolve())
+    prepare(given.work.resolve(), given.only)
     for name in given.only:
         kills = max(1, round(SHARES[name] * given.kills / sum(SHARES.values())))
         found += rounds(jobs(given.work.resolve())[name], given.work.resolve(), kills, given.seed)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from unteach.core.stopping import Stopped, end_with_parent, stoppable
-from unteach.errors import UnteachError, printable
+from unteach.errors import UnteachError, printable, shorten
 
 # What counts is said in full by the commands themselves.
 _SAID_BY_COMMANDS = ("unteach.data.concepts",)
@@ -53,7 +53,7 @@ def _main(given: Sequence[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         return 0
     except OSError as error:
-        return _failed(error, f"the system refused: {error}", debug)
+        return _failed(error, f"the system refused: {shorten(str(error))}", debug)
     except KeyboardInterrupt as error:
         if debug:
             _show(error)

@@ -38,9 +38,9 @@ def names(folder: Path) -> list[str]:
 def test_l3_a_second_process_is_told_whose_folder_it_is_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     process, part = hold(tmp_path)
     with process:
-        with pytest.raises(CheckpointError, match=rf"another process \(pid {process.pid}\) works in this folder"):
-            with places.alone(tmp_path):
-                raise AssertionError("two processes in one folder")
+        told = rf"another process \(pid {process.pid}\) works in this folder"
+        with pytest.raises(CheckpointError, match=told), places.alone(tmp_path):
+            raise AssertionError("two processes in one folder")
         places.sweep(tmp_path)
         assert names(tmp_path) == [places.LOCK, f"deep/{part}"]  # nobody touches what is being written
         process.send_signal(signal.SIGKILL)

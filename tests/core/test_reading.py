@@ -18,7 +18,7 @@ BAD_YAML = {
     "aliases (M6)": (BOMB, "the alias '*a0' is refused"),
     "merged aliases": ("a: &a {b: 1}\nc: {<<: *a}", "the alias"),
     "deep lists": ("[" * 3000, "nested too deeply"),
-    "deep lists that end": ("[" * 100 + "]" * 100, "nested more than 64 deep"),
+    "deep lists that end": ("[" * 100 + "]" * 100, "nested too deeply"),
     "a key twice": ("steps: 1\nlr: 2\nsteps: 3", "the key 'steps' stands twice"),
     "a key twice, inside": ("a: [{b: 1, b: 1}]", "stands twice"),
     "5,000 digits": ("seed: " + "9" * 5000, "digits"),
@@ -72,7 +72,7 @@ def test_what_is_dumped_is_read_also_when_a_list_stands_in_it_twice() -> None:
     assert reading.parse_yaml(yaml.dump({"x": same, "y": same}, Dumper=reading.Dumper), "x") == {"x": same, "y": same}
 
 
-@pytest.mark.parametrize(("data", "said"), [(b"\xff\xfea", "UTF-8"), (b"a: " + b"x" * (3 << 20), "too long")])
+@pytest.mark.parametrize(("data", "said"), [(b"\xff\xfea", "UTF-8"), (b"a: " + b"x" * (2 << 20), "too long")])
 def test_bytes_that_are_no_text_or_too_many(data: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(data)
     with pytest.raises(DataError, match=said):

@@ -19,13 +19,15 @@ __all__ = ["DEPTH", "Dumper", "parse_json", "parse_yaml", "read_json", "read_tex
 
 DEPTH = 64
 """Levels of lists and tables."""
-YAML_LIMIT, JSON_LIMIT = 2 << 20, 256 << 20
+YAML_LIMIT, JSON_LIMIT = 1 << 20, 256 << 20
 """Bytes of a file."""
 _LARGEST = 1 << 64
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases (a few bytes of them stand for gigabytes), dates, and keys given twice."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -36,7 +38,12 @@ class _Loader(yaml.SafeLoader):
                 f"the alias '*{shorten(event.anchor, 40)}' is refused: write the value out",
                 event.start_mark,
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > DEPTH + 1:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -104,7 +111,7 @@ def parse_yaml(text: str, where: str, *, error: type[UnteachError] = CheckpointE
 
 
 def read_yaml(path: Path, *, error: type[UnteachError] = CheckpointError) -> Any:
-    """Plain data from a YAML file of at most 2 MiB; errors as in :func:`read_text` and :func:`parse_yaml`."""
+    """Plain data from a YAML file of at most 1 MiB; errors as in :func:`read_text` and :func:`parse_yaml`."""
     return parse_yaml(read_text(path, limit=YAML_LIMIT, error=error), str(path), error=error)
 
 

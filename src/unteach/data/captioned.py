@@ -58,7 +58,7 @@ def captioned(folder: Path | str, size: tuple[int, int]) -> Captioned:
             if inside.is_absolute() or ".." in inside.parts:
                 raise ValueError(f"'{name}' is outside the folder")
             images.append(_read(folder / inside, size))
-        except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
+        except (ValueError, TypeError, KeyError, OSError, RecursionError, UnidentifiedImageError) as error:
             problems.append(f"line {number}: {error}")
             continue
         captions.append(text)

@@ -321,9 +321,13 @@ class ConceptSet(tuple[Concept, ...]):
         records: list[dict[str, Any]] = []
         problems: list[str] = []
         reader = csv.DictReader(_read(path).splitlines())
-        for row in reader:
+        try:
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:  # such as a cell of more than 128 KiB
+            raise DataError(f"'{path}' is not CSV that can be read", found=error) from error
+        for number, row in rows:
             if None in row:
-                problems.append(f"line {reader.line_num} has more cells than the header")
+                problems.append(f"line {number} has more cells than the header")
             cells = {key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()}
             records.append({k: _cell(v) if k in _LISTS else v for k, v in cells.items()})
         unknown = [key for key in reader.fieldnames or () if key.strip() not in _FIELDS]
