@@ -27,20 +27,19 @@ def kills(found: dict[str, Any]) -> list[str]:
         for name, row in found["commands"].items()
     ]
     by = {how: sum(row["by"][how] for row in found["commands"].values()) for how in ("SIGKILL", "SIGTERM", "SIGINT")}
-    rest = found["kills"] - sum(by.values())
+    by["Ctrl-C in a terminal"] = found["kills"] - sum(by.values())
     told = ", ".join(f"{count} {how}" for how, count in by.items())
-    return [*rows, f"| all of these (seed {found['config']['seed']}) | {found['kills']} kills: {told}, {rest} Ctrl-C in a "
-            f"terminal | {found['rounds that held']} of {found['rounds']} rounds held |"]  # fmt: skip
+    held = f"{found['rounds that held']} of {found['rounds']} rounds held"
+    return [*rows, f"| all of these (seed {found['config']['seed']}) | {found['kills']} kills: {told} | {held} |"]
 
 
 def mutations(found: dict[str, Any]) -> list[str]:
     read = sum(row["read"] for row in found["readers"].values())
     counts = ", ".join(f"{found[key]} {key}" for key in ("tracebacks", "hangs", "code run", "deaths", "long messages"))
     slowest = max(row["slowest, seconds"] for row in found["readers"].values())
-    return [
-        f"| damaged files for {len(found['readers'])} readers (seed {found['config']['seed']}) | {found['files']:,} files, "
-        f"{read:,} of them still readable | {counts}; the slowest took {slowest:.1f} s |"
-    ]
+    what = f"damaged files for {len(found['readers'])} readers (seed {found['config']['seed']})"
+    often = f"{found['files']:,} files, {read:,} of them still readable"
+    return [f"| {what} | {often} | {counts}; the slowest took {slowest:.1f} s |"]
 
 
 def table() -> str:
