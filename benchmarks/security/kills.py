@@ -2,6 +2,8 @@
 
     python benchmarks/security/kills.py --work FOLDER [--kills 120] [--seed 0] [--only learn erase ...]
 
+Finished commands are kept in FOLDER: the same command goes on, a new FOLDER starts anew.
+
 Every command runs in a process of its own, in its own session, on toy models (and `demo --quick` on the bundled one).
 A kill is SIGKILL, SIGTERM or SIGINT to that process, or SIGINT to the whole session, as Ctrl-C in a terminal; its
 moment is uniform over the time that the unbroken run takes. In some rounds the resumed command is killed again. After
@@ -254,7 +256,10 @@ def broken(job: Job, out: Path, hows: list[str], moments: list[float], whole: di
 
 
 def rounds(job: Job, work: Path, kills: int, seed: int) -> list[Round]:
-    """As many rounds as need ``kills`` kills; which signal and when is drawn from ``seed``."""
+    """As many rounds as need ``kills`` kills; which signal and when is drawn from ``seed``. Finished ones are kept."""
+    kept = work / f"rounds-{job.name}-{kills}-{seed}.json"
+    if kept.exists():
+        return [Round(**record) for record in json.loads(kept.read_text(encoding="utf-8"))]
     draw = random.Random(f"{job.name} {seed}")
     whole, seconds = unbroken(job, work)
     print(f"{job.name}: {seconds:.1f} s unbroken, {len(whole)} files", flush=True)
@@ -269,6 +274,7 @@ def rounds(job: Job, work: Path, kills: int, seed: int) -> list[Round]:
             print(f"  NOT HELD: {found[-1]}", flush=True)
         else:
             shutil.rmtree(work / "broken" / f"{job.name}-{len(found) - 1}", ignore_errors=True)
+    kept.write_text(json.dumps([asdict(each) for each in found]), encoding="utf-8")
     return found
 
 

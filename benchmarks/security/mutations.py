@@ -46,6 +46,8 @@ from tests.evaluate.test_results import full
 from tests.guard import checkpoints
 from tests.toys import build
 
+from unteach.attack import sweep
+from unteach.attack.curve import Curve, recovery
 from unteach.commands import guard_plan, plan
 from unteach.commands.erase import seconds_spent
 from unteach.commands.learn import load_plan
@@ -59,9 +61,11 @@ from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import load
+from unteach.diffusion.sample import Chunk, _Store
 from unteach.errors import UnteachError, shorten
 from unteach.evaluate import environment
 from unteach.evaluate.guarding import Mask, Relearning
+from unteach.evaluate.images import ImageStore
 from unteach.evaluate.learning import LearningRun
 from unteach.evaluate.results import Results
 from unteach.guard import signing
@@ -272,10 +276,46 @@ def _states(work: Path) -> Iterator[Reader]:
     def resumed(f: Path) -> object:
         return plan.resolve(Erase(target="twemoji", anchor="openmoji", method="uce", out=f)).check_folder()
 
+    yield from _stores(work)
     yield Reader(
         "config.json of a run", place(work, "config", {"config.json": config}), ["config.json"], resumed,
         mutators.as_json, 0.7,
     )  # fmt: skip
+
+
+def _stores(work: Path) -> Iterator[Reader]:
+    """What attacks and drawing keep of finished parts."""
+    cell = {"domain": "d", "seed": 0}
+    curve = Curve(
+        mode="full", honoured=True, frozen="f" * 64, frozen_tensors=1, trained_tensors=2, trained_parameters=9, steps=2,
+        learning_rate=1e-3, batch_size=2, rank=0, seed=0, data=("d", "a" * 64), probes={"d": "b" * 64}, at=(0, 1, 2),
+        losses={"d": (3.0, 2.0, 1.0)},
+    )  # fmt: skip
+    name = sweep._path(Path(), cell).name
+    data = json.dumps({"cell": cell, "curve": curve.to_dict()}).encode()
+
+    def stored(f: Path) -> object:
+        found = sweep._stored(f, cell)
+        return found and (recovery(found, found, "d"), found.to_dict())
+
+    yield Reader("cell of an attack", place(work, "cell", {name: data}), [name], stored, mutators.as_json, 0.7)
+    config = {"prompts": ["a"], "seeds": [1], "settings": {"steps": 2}}
+    pictures = work / "whole" / "images"
+    made = ImageStore(pictures, config)
+    made.fetch([("a", 1)], lambda prompts, _: torch.zeros(len(prompts), 3, 4, 4), chunk=1)
+    file = next(made.folder.glob("*.safetensors")).relative_to(pictures).as_posix() if made.folder else ""
+    yield Reader("kept pictures", pictures, [file], lambda f: ImageStore(f, config), mutators.as_ours, 0.5)
+    samples = work / "whole" / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    store = _Store(samples, config)
+    store.add(Chunk((0,), torch.zeros(1, 3, 4, 4)))
+
+    def finished(f: Path) -> object:
+        return list(_Store(f, config).finished())
+
+    yield Reader("sample.json", samples, ["sample.json"], finished, mutators.as_json, 0.5)
+    rows = [path.name for path in samples.glob("rows-*.safetensors")]
+    yield Reader("kept samples", samples, rows, finished, mutators.as_ours, 0.5)
 
 
 def _data(work: Path) -> Iterator[Reader]:

@@ -68,10 +68,33 @@ class Curve:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Curve":
-        """Back from :meth:`to_dict`."""
-        losses = {name: tuple(row) for name, row in values["losses"].items()}
-        first, second = values["data"]
-        return cls(**{**values, "data": (first, second), "at": tuple(values["at"]), "losses": losses})
+        """Back from :meth:`to_dict`.
+
+        Raises:
+            ValueError: other keys, types or lengths.
+        """
+        try:
+            losses = {name: tuple(row) for name, row in values["losses"].items()}
+            first, second = values["data"]
+            made = cls(**{**values, "data": (first, second), "at": tuple(values["at"]), "losses": losses})
+            wrong = [name for name, kinds in _KINDS.items() if type(getattr(made, name)) not in kinds]
+            wrong += [] if all(type(step) is int for step in made.at) and isinstance(made.probes, dict) else ["at"]
+            numbers = [type(loss) in (int, float) for row in losses.values() for loss in row]
+            wrong += [] if all(numbers) and all(len(row) == len(made.at) for row in losses.values()) else ["losses"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a curve: {error}") from error
+        if wrong:
+            raise ValueError(f"not a curve: {', '.join(wrong)}")
+        return made
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("mode", "frozen"), (str,)),
+    **dict.fromkeys(("honoured", "diverged"), (bool,)),
+    **dict.fromkeys(("frozen_tensors", "trained_tensors", "trained_parameters"), (int,)),
+    **dict.fromkeys(("steps", "batch_size", "rank", "seed"), (int,)),
+    **dict.fromkeys(("learning_rate", "seconds"), (int, float)),
+}
 
 
 def recovery(curve: Curve, unprotected: Curve, probe: str, step: int | None = None) -> float | None:

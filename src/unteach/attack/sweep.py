@@ -126,4 +126,7 @@ def _stored(out: Path, cell: Mapping[str, Any]) -> Curve | None:
     found = state.read_json(path)
     if not isinstance(found, dict) or found.get("cell") != cell or not isinstance(found.get("curve"), dict):
         raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
-    return Curve.from_dict(found["curve"])
+    try:
+        return Curve.from_dict(found["curve"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged", found=error, fix="delete it and run again") from error
