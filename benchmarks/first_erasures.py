@@ -10,7 +10,6 @@ About 100 CPU-seconds an arm, concept and seed.
 
 import argparse
 import itertools
-import multiprocessing
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from unteach.canvas import concepts, model_path
 from unteach.canvas.judges import judges
-from unteach.core import state
+from unteach.core import processes, state
 from unteach.diffusion.model import load
 from unteach.erase import erase
 from unteach.evaluate import environment
@@ -79,19 +78,18 @@ def main() -> None:
         for seed, arm, target in itertools.product(args.seeds, ARMS, CONCEPTS)
         if seed == args.seeds[0] or arm not in ("uce", "none")
     ]
-    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        for done in pool.imap_unordered(run, jobs):
-            print(*done, flush=True)
-            state.write_json(
-                RESULT,
-                {
-                    "command": "python benchmarks/first_erasures.py --work FOLDER --seeds "
-                    + " ".join(map(str, args.seeds)),
-                    "config": {"num_inference_steps": 12, "protocol": "demo", "seeds": args.seeds, "arms": ARMS},
-                    "environment": asdict(environment.collect()),
-                    "rows": summary(args.work, args.seeds),
-                },
-            )
+    for _, done in processes.each(run, [(job,) for job in jobs], args.processes):
+        print(*done, flush=True)
+        state.write_json(
+            RESULT,
+            {
+                "command": "python benchmarks/first_erasures.py --work FOLDER --seeds "
+                + " ".join(map(str, args.seeds)),
+                "config": {"num_inference_steps": 12, "protocol": "demo", "seeds": args.seeds, "arms": ARMS},
+                "environment": asdict(environment.collect()),
+                "rows": summary(args.work, args.seeds),
+            },
+        )
 
 
 if __name__ == "__main__":

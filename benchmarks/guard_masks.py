@@ -23,9 +23,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ import torch
 
 from unteach.attack.relearn import relearn
 from unteach.canvas import model_path
-from unteach.core import seeds, state
+from unteach.core import processes, seeds, state
 from unteach.core.loop import Step
 from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
@@ -391,13 +389,12 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["digits"])
     given = parser.parse_args()
     work = str(given.work)
-    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for key in given.pairs:
-            list(pool.map(learn_masks, [(key, seed, work) for seed in given.seeds]))
-            jobs = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-            for done, _ in enumerate(pool.map(attack, jobs, chunksize=4), start=1):
-                if done % 20 == 0:
-                    print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
+    for key in given.pairs:
+        list(processes.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
+        jobs = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
+        for done, _ in enumerate(processes.each(attack, [(job,) for job in jobs], given.workers), start=1):
+            if done % 20 == 0:
+                print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}
     for key, found in results.items():
         print(f"\n{key}: recovery after {ATTACK['steps']} steps")

@@ -240,7 +240,7 @@ def test_unknown_keys_and_wrong_settings_are_refused_with_the_near_miss(
     assert main(["erase", *toy, "--out", str(tmp_path / "x")]) == 2
     assert "nothing to erase was named" in capsys.readouterr().err
     assert main(["erase", *toy, "--config", str(tmp_path / "no.yaml"), *CONCEPT, "--dry-run"]) == 2
-    assert "no.yaml' cannot be read" in capsys.readouterr().err
+    assert "no.yaml; found: No such file" in capsys.readouterr().err
 
 
 def test_models_that_are_none(toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

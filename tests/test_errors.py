@@ -73,3 +73,29 @@ def test_the_extras_exist(extra: str) -> None:
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["optional-dependencies"][extra]
+
+
+def test_m6_what_was_found_and_each_line_are_cut_to_what_a_person_reads() -> None:
+    assert errors.shorten("x" * 300) == "x" * 300
+    text = errors.shorten("a" * 10_000 + "z" * 10_000)
+    assert len(text) <= 300 and text.startswith("aaa") and " … " in text and text.endswith("zzz")
+    said = str(ConfigError("y" * 50_000, found="x" * 50_000, fix="shorten it"))
+    assert len(said) < 1000 and said.endswith("; to do: shorten it")
+    many = str(ConfigError.many([f"{i} " + "y" * 50_000 for i in range(1000)]))
+    assert len(many) < 13_000 and "has 1000 mistakes" in many and many.endswith("and 980 more")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\n\ttext", "plain\n\ttext"),
+        ("é → 日本 😀", "é → 日本 😀"),
+        ("\x1b[2J\x1b]0;title\x07", "\\x1b[2J\\x1b]0;title\\x07"),
+        ("a\rb\x08", "a\\rb\\x08"),
+        ("\x9b31m é", "\\x9b31m é"),
+        ("file\u202egnp.exe", "file\\u202egnp.exe"),
+        ("half \ud800", "half \\ud800"),
+    ],
+)
+def test_l8_what_a_terminal_would_act_on_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert errors.printable(text) == shown

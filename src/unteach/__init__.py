@@ -1,10 +1,15 @@
 """Unteach: take knowledge out of trained networks, keep it out, and let them go on learning."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("unteach")
-except PackageNotFoundError:  # imported from a source folder that is not installed
-    __version__ = "0+source"
-
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: the command line should be up at once."""
+    if name != "__version__":
+        raise AttributeError(f"module 'unteach' has no attribute '{name}'")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("unteach")
+    except PackageNotFoundError:  # imported from a source folder that is not installed
+        return "0+source"

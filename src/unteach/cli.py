@@ -1,41 +1,23 @@
 """The command line, ``unteach``: erase · evaluate · guard · attack · learn · report · list · demo.
 
-This file reads the arguments and turns errors into messages; :mod:`unteach.commands` does the work, and is imported
-only when a command needs it.
+This file turns signals and errors into messages and exit codes; :mod:`unteach.commands` reads the arguments and does
+the work. Nothing but the standard library is imported before interrupts are handled.
 
 Exit codes: 0 done, and for ``guard verify`` conform; 1 ``guard verify`` found a violation, or the demo could not finish
 an erasure; 2 wrong arguments or any other error, with a message that says what to do (no verdict); 3 ``guard verify``
-cannot decide; 130 interrupted.
+cannot decide; 128 + n stopped by signal n: 130 interrupted (Ctrl-C), 143 terminated.
 """
 
-import logging
 import os
-import shlex
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
 
-import tyro
-
-from unteach.commands import options, options_guard
-from unteach.commands.options import Options
-from unteach.errors import UnteachError
+from unteach.core.stopping import Stopped, end_with_parent, stoppable
+from unteach.errors import UnteachError, printable, shorten
 
 # What counts is said in full by the commands themselves.
 _SAID_BY_COMMANDS = ("unteach.data.concepts",)
-
-Command = (
-    Annotated[options.Erase, tyro.conf.subcommand("erase")]
-    | Annotated[options.Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[options_guard.Guard, tyro.conf.subcommand("guard")]
-    | Annotated[options_guard.Attack, tyro.conf.subcommand("attack")]
-    | Annotated[options.Report, tyro.conf.subcommand("report")]
-    | Annotated[options.Learn, tyro.conf.subcommand("learn")]
-    | Annotated[options.List, tyro.conf.subcommand("list")]
-    | Annotated[options.Demo, tyro.conf.subcommand("demo")]
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,50 +26,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for ``--help``, and for arguments that no command knows (code 2).
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    # Read when transformers and diffusers are imported, which happens inside the commands.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    # Read when torch is loaded: threads that spin while they wait slow each other down on a shared machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    parsed: Options | options_guard.Guard = tyro.cli(
-        Command,
-        prog="unteach",
-        description="Take concepts out of text-to-image models, see what else changed, keep it from being relearned.",
-        args=given,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    chosen = parsed.command if isinstance(parsed, options_guard.Guard) else parsed
-    debug = chosen.debug or os.environ.get("UNTEACH_DEBUG", "") not in ("", "0")
+    with stoppable(restore=argv is not None):
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(given: Sequence[str]) -> int:
+    debug = "--debug" in given or os.environ.get("UNTEACH_DEBUG", "") not in ("", "0")
+    stopped = "stopped"
     try:
+        end_with_parent()
+        # Read when transformers and diffusers are imported, which happens inside the commands.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        # Read when torch is loaded: threads that spin while they wait slow each other down on a shared machine.
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
+        from unteach.commands.arguments import parse
+        from unteach.commands.typed import typed
+
+        chosen = parse(given)
+        stopped = chosen.stopped
         with _logging():
-            return chosen.run("unteach " + shlex.join(given))
+            return chosen.run(typed(given))
     except UnteachError as error:
         return _failed(error, str(error), debug)
     except BrokenPipeError:  # such as `unteach list objects | head -3`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         return 0
     except OSError as error:
-        return _failed(error, f"the system refused: {error}", debug)
-    except KeyboardInterrupt:
+        return _failed(error, f"the system refused: {shorten(str(error))}", debug)
+    except KeyboardInterrupt as error:
         if debug:
-            traceback.print_exc()
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+            _show(error)
+        print(f"\n{stopped}", file=sys.stderr)
+        return error.code if isinstance(error, Stopped) else 130
 
 
 def _failed(error: Exception, message: str, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
-    print(f"unteach: {message}", file=sys.stderr)
+        _show(error)
+    print(f"unteach: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _show(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)
 
 
 @contextmanager
 def _logging() -> Iterator[None]:
     """Warnings of the library on stderr, while a command runs."""
+    import logging
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(Lines("%(levelname)s: %(message)s"))
     root = logging.getLogger("unteach")
     quiet = [(logger := logging.getLogger(name), logger.level) for name in _SAID_BY_COMMANDS]
     root.addHandler(handler)

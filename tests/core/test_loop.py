@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +244,19 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, unbroken: tuple[str, li
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()} == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process that was started with `nohup` or `&` ignores SIGINT from its beginning."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_in_the_middle_of_a_step_keeps_the_last_whole_state(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, unbroken: tuple[str, list[dict[str, float]], bytes]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    interruptible: None,
+    unbroken: tuple[str, list[dict[str, float]], bytes],
 ) -> None:
     training = Training(tmp_path)
 

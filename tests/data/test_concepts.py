@@ -261,7 +261,7 @@ def test_bad_files(tmp_path, name, text, kind, message):
 
 
 def test_missing_or_binary_file(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read"):
         ConceptSet.load(tmp_path / "none.yaml")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):

@@ -199,7 +199,7 @@ def test_what_is_no_whole_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"mask\.json"):
             Mask.load(path)
     path.write_bytes(b"\xff\xfe\x00" + whole.encode())
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="not a text in UTF-8"):
         Mask.load(path)
     with pytest.raises(CheckpointError, match="cannot read"):
         Relearning.load(tmp_path)

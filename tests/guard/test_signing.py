@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from unteach.errors import CheckpointError, ConfigError, MissingExtraError, UnteachError
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.signing import Signature, key_id, keygen, load_private, load_public, sign, verify
+from unteach.guard.signing import Signature, is_encrypted, key_id, keygen, load_private, load_public, sign, verify
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4)}
 
@@ -171,3 +171,17 @@ def test_without_cryptography_the_message_names_the_extra(monkeypatch: pytest.Mo
         keygen(tmp_path / "a", tmp_path / "b")
     with pytest.raises(MissingExtraError, match=r"unteach\[sign\]"):
         sign(policy(), tmp_path / "a")
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o644, 0o640, 0o604, 0o620])
+def test_l11_a_key_that_others_can_read_or_change_is_refused_unless_it_is_encrypted(tmp_path: Path, mode: int) -> None:
+    keygen(tmp_path / "open.pem", tmp_path / "open.pub")
+    keygen(tmp_path / "locked.pem", tmp_path / "locked.pub", password=b"a phrase")
+    assert not is_encrypted(tmp_path / "open.pem") and is_encrypted(tmp_path / "locked.pem")
+    for name in ("open.pem", "locked.pem"):
+        (tmp_path / name).chmod(mode)
+    with pytest.raises(ConfigError, match=rf"by others than its owner; found: mode {mode:04o}; to do: chmod 600"):
+        load_private(tmp_path / "open.pem")
+    load_private(tmp_path / "locked.pem", password=b"a phrase")
+    (tmp_path / "open.pem").chmod(0o400)
+    load_private(tmp_path / "open.pem")

@@ -28,6 +28,7 @@ from unteach.canvas import autoencoder, words
 from unteach.core import seeds, state
 from unteach.core.layout import fastest
 from unteach.core.loop import Step
+from unteach.core.stopping import child_environment, end_with_parent
 from unteach.data import emoji
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.export import forget_paths
@@ -162,6 +163,7 @@ def pack(out: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all stages, or one of them."""
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES)
@@ -189,8 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _all(argv: list[str]) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
+    own = {**child_environment(), **env}
     here = ["-m", "unteach.canvas.build", *argv]
-    early = [subprocess.Popen([sys.executable, *here, "--stage", name], env=env) for name in ("words", "eye")]
+    early = [subprocess.Popen([sys.executable, *here, "--stage", name], env=own) for name in ("words", "eye")]
     if any(process.wait() for process in early):
         raise SystemExit("a stage failed; its message stands above; the same command goes on after it is mended")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,7 +1,7 @@
 """``unteach attack relearn``: fine-tune on domains without and with the freeze mask, and write what came back."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from unteach.commands.options_guard import Attack
 from unteach.commands.plan import Mistakes
 from unteach.commands.progress import Progress
 from unteach.commands.terminal import aligned, say, wrote
-from unteach.core import state
+from unteach.core import places, state
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
@@ -126,7 +126,18 @@ def run(options: Attack, command: str) -> int:
         say(f"the mask '{mask.name}' freezes {len(mask.frozen)} of {len(mask.shapes)} tensors")
         if mask.lost:
             say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
-    state.write_json(out / "config.json", config)
+    with places.alone(out):
+        state.write_json(out / "config.json", config)
+        records = _attack(options, out, model, masks, sets)
+        path = state.write_json(out / "relearning.json", _result(base, model, mask, sets, records, command))
+    wrote([path])
+    return 0
+
+
+def _attack(
+    options: Attack, out: Path, model: Model, masks: Mapping[str, Sequence[str]], sets: _Sets
+) -> list[dict[str, Any]]:
+    """Every cell that is left, told domain by domain."""
     records: list[dict[str, Any]] = []
     progress = Progress()
     for domain, role in sets.attacked:
@@ -151,9 +162,7 @@ def run(options: Attack, command: str) -> int:
         records += [{"domain": domain.name, **record} for record in found]
         for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
             say(line)
-    path = state.write_json(out / "relearning.json", _result(base, model, mask, sets, records, command))
-    wrote([path])
-    return 0
+    return records
 
 
 def _told(progress: Progress, text: str) -> None:

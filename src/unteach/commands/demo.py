@@ -18,7 +18,9 @@ from unteach.canvas import concepts as canvas
 from unteach.commands.options import Demo, Evaluate
 from unteach.commands.plan import CANVAS, Plan, folder_of
 from unteach.commands.terminal import STAGE, cores, say, stage, tail, verdicts, wrote
+from unteach.core import places
 from unteach.core.registry import near
+from unteach.core.stopping import child_environment
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.model import load
 from unteach.erase import make
@@ -51,6 +53,8 @@ ERASURES: tuple[Erasure, ...] = (
 SEED = 0
 PRESET = "demo"
 STEPS = 20
+PATIENCE = 3.0
+"""Seconds that a child gets to end by itself."""
 
 QUICK_SETTINGS: Mapping[str, Any] = {
     "steps": 8,
@@ -179,14 +183,18 @@ class Child:
         """End it if it runs, wait for it, close its log."""
         if not self.ended():
             self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self._sink.close()
 
 
 def _environment() -> dict[str, str]:
     source = str(Path(unteach.__file__).resolve().parent.parent)
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, **CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**child_environment(), **CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _all(options: Demo) -> int:
@@ -194,7 +202,8 @@ def _all(options: Demo) -> int:
     names = [erasure.target for erasure in ERASURES]
     at_once = max(1, min(cores(), len(names)))
     say(f"erasing {' and '.join(names)} from the bundled model, {at_once} at a time; logs in {options.out}")
-    failed = _follow(names, options, at_once, begin)
+    with places.alone(options.out):
+        failed = _follow(names, options, at_once, begin)
     pages = [options.out / name / "evaluation" for name in names if name not in failed]
     written: list[Path] = []
     if pages:

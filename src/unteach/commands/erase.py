@@ -1,5 +1,6 @@
 """``unteach erase``: plan, say what will be done, do it, write the delta and its card."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from unteach.commands.estimate import estimate
 from unteach.commands.options import Erase
 from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
-from unteach.core import masks, state
+from unteach.core import masks, places, reading, state
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
 from unteach.erase import erase
@@ -62,11 +63,17 @@ def execute(
     """Erase into ``plan.out`` and write config.json, delta.safetensors, cost.json and README.md there.
 
     Raises:
-        CheckpointError: the folder holds another run, or cannot be written; what is there stays as it is.
+        CheckpointError: the folder holds another run, another process works in it, or it cannot be written; what is
+            there stays as it is.
     """
     if plan.out is None:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
-    out, config = plan.out, plan.to_dict()
+    with places.alone(plan.out):
+        return _execute(plan, plan.out, model, progress, tell)
+
+
+def _execute(plan: Plan, out: Path, model: Model, progress: bool, tell: Callable[[str], None] | None) -> WeightDelta:
+    config = plan.to_dict()
     known, finished = plan.check_folder(), (out / "delta.safetensors").exists()
     # Stages without a configuration are somebody else's until erase() has compared them.
     unclear = not known and any((out / name).exists() for name in STAGES)
@@ -100,13 +107,18 @@ def execute(
 
 
 def seconds_spent(out: Path) -> float | None:
-    """Seconds that erasing into this folder took, over all sittings; None when it is not known."""
+    """Seconds that erasing into this folder took, over all sittings; None when it is not known.
+
+    A damaged cost.json is as good as none: nothing depends on it.
+    """
     path = out / "cost.json"
-    if not path.exists():
+    try:
+        seconds = state.read_table(path).get("seconds") if path.exists() else None
+    except CheckpointError:
         return None
-    record = state.read_json(path)
-    seconds = record.get("seconds") if isinstance(record, dict) else None
-    return float(seconds) if isinstance(seconds, int | float) else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        return None
+    return float(seconds)
 
 
 def _spend(out: Path, seconds: float) -> None:
@@ -116,7 +128,7 @@ def _spend(out: Path, seconds: float) -> None:
         return  # a full disk: the error that is on its way says more
 
 
-class _Compact(yaml.SafeDumper):
+class _Compact(reading.Dumper):
     """YAML with lists of texts in running lines, broken between texts: hundreds of prompts stay readable."""
 
     def write_single_quoted(self, text: str, split: bool = True) -> None:

@@ -13,7 +13,7 @@ from unteach.commands.erase import seconds_spent
 from unteach.commands.options import Evaluate
 from unteach.commands.plan import CANVAS, Mistakes, device_of, dtype_of, folder_of, is_canvas
 from unteach.commands.terminal import drifts, interactive, say, use_threads, verdicts, wrote
-from unteach.core import state
+from unteach.core import places, state
 from unteach.data import tables
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
@@ -67,13 +67,9 @@ def run(options: Evaluate, command: str) -> int:
     else:
         prompts = _prompts(options, subject)
         say(f"comparing pictures of {subject.model}: no judge knows what it draws, so drift and grids only")
-        results = compare(
-            model,
-            subject.delta,
-            subject.concepts,
-            prompts,
-            **_drawing(subject, options, command, interactive()),
-        )
+        drawing = _drawing(subject, options, command, interactive())
+        with places.alone(subject.out):
+            results = compare(model, subject.delta, subject.concepts, prompts, **drawing)
     paths = [subject.out / "results.json"]
     if subject.erased is not None and options.scale == 1.0:
         paths += [refresh_card(subject.erased, subject.delta, results)]
@@ -98,15 +94,16 @@ def on_canvas(
 ) -> Results:
     """The canvas suite with every bundled judge."""
     found = judges()
-    return evaluate_canvas(
-        model,
-        subject.delta,
-        list(subject.concepts),
-        found,
-        preset=choice or options.preset,
-        notes={name: judge.describe() for name, judge in found.items()},
-        **_drawing(subject, options, command, progress),
-    )
+    with places.alone(subject.out):
+        return evaluate_canvas(
+            model,
+            subject.delta,
+            list(subject.concepts),
+            found,
+            preset=choice or options.preset,
+            notes={name: judge.describe() for name, judge in found.items()},
+            **_drawing(subject, options, command, progress),
+        )
 
 
 def _drawing(subject: Subject, options: Evaluate, command: str, progress: bool) -> dict[str, Any]:
@@ -173,10 +170,7 @@ def _config(folder: Path | None) -> dict[str, Any]:
             f"'{folder}' is not the folder of an erasure: it has no config.json",
             fix="give the --out folder of `unteach erase`, or --model, --delta and --out",
         )
-    record = state.read_json(path)
-    if not isinstance(record, dict):
-        raise ConfigError(f"'{path}' is damaged: not a configuration")
-    return record
+    return state.read_table(path)
 
 
 def _delta(options: Evaluate) -> WeightDelta | None:

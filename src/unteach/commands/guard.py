@@ -19,8 +19,8 @@ from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.plan import Mistakes
 from unteach.commands.progress import Progress
-from unteach.commands.terminal import aligned, say, wrote
-from unteach.core import state
+from unteach.commands.terminal import aligned, pass_phrase, say, wrote
+from unteach.core import places, reading, state
 from unteach.core.loop import Step
 from unteach.diffusion import export
 from unteach.diffusion.model import Model
@@ -96,7 +96,7 @@ def learn(options: GuardLearn, command: str) -> int:
     model, erased = plan.base.load()
     pictures = Pictures.read(plan, model)
     if options.dry_run:
-        say(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True).rstrip() + "\n")
+        say(yaml.dump(plan.to_dict(), Dumper=reading.Dumper, sort_keys=False, allow_unicode=True).rstrip() + "\n")
         for line in pictures.lines(plan.relearns):
             say(line)
         count = sum(1 for _ in model.denoiser.parameters())
@@ -107,7 +107,14 @@ def learn(options: GuardLearn, command: str) -> int:
         return 0
     if plan.out is None:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
-    out, path = plan.out, plan.out / "mask.json"
+    with places.alone(plan.out):
+        return _learn(plan, plan.out, known, model, erased, pictures, command)
+
+
+def _learn(
+    plan: GuardPlan, out: Path, known: bool, model: Model, erased: dict[str, Any], pictures: Pictures, command: str
+) -> int:
+    path = out / "mask.json"
     say(f"choosing what to freeze in {plan.base.name} with {plan.method}")
     for line in pictures.lines(plan.relearns):
         say(line)
@@ -222,7 +229,8 @@ def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
 def keygen(options: GuardKeygen) -> int:
     """Make a key pair."""
     private, public = options.out / PRIVATE, options.out / PUBLIC
-    key = signing.keygen(private, public)
+    secret = pass_phrase(f"the new key {private}", twice=True) if options.pass_phrase else None
+    key = signing.keygen(private, public, password=secret)
     say(f"made the key {key[:12]}; keep {private.name} secret, and give {public.name} out where people trust you")
     wrote([private, public])
     return 0
@@ -235,7 +243,7 @@ def apply(options: GuardApply) -> int:
     config = found.catch(lambda: mask_config(folder))
     record = found.catch(lambda: MaskRecord.load(folder / "mask.json"))
     manifest = found.catch(lambda: FreezeManifest.load(folder / "manifest.json"))
-    key = None if options.key is None else found.catch(lambda: signing.load_private(str(options.key)))
+    key = None if options.key is None else found.catch(lambda: _key(options.key))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         found.say(f"{out} exists and is not empty: choose another folder")
     base = None
@@ -258,6 +266,13 @@ def apply(options: GuardApply) -> int:
     say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
     wrote([out, out / manifest.component / "manifest.json"])
     return 0
+
+
+def _key(path: Path | None) -> Any:
+    """The private key to sign with; an encrypted one asks for its pass phrase."""
+    path = path or Path()
+    secret = pass_phrase(f"the key {path}") if signing.is_encrypted(path) else None
+    return signing.load_private(path, password=secret)
 
 
 def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> tuple[str, ...]:

@@ -220,9 +220,7 @@ def same_run(path: Path, new: Mapping[str, Any], keys: Sequence[str], grows: Seq
     Raises:
         CheckpointError: lists the differences.
     """
-    old = state.read_json(path)
-    if not isinstance(old, dict):
-        raise CheckpointError(f"{path} is damaged: not a configuration", fix="choose another folder")
+    old = state.read_table(path)
     wrong = []
     for key in (*keys, *grows):
         a, b = old.get(key), new.get(key)

@@ -5,7 +5,7 @@ import os
 import sys
 
 from unteach.commands.options_guard import GuardVerify
-from unteach.errors import UnteachError
+from unteach.errors import UnteachError, printable
 from unteach.guard import verify as checking
 
 __all__ = ["verify"]
@@ -26,7 +26,7 @@ def verify(options: GuardVerify) -> int:
     except Exception as error:  # a plain traceback would leave with 1, which means "violates"
         raise UnteachError("the check itself failed: there is no verdict", found=repr(error)) from error
     try:
-        print(json.dumps(verdict.to_dict(), indent=2) if options.json else verdict.text(), flush=True)
+        print(json.dumps(verdict.to_dict(), indent=2) if options.json else printable(verdict.text()), flush=True)
     except BrokenPipeError:  # nobody listens any more; the exit code still counts
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     return verdict.exit_code

@@ -3,20 +3,19 @@
 import dataclasses
 import functools
 import inspect
-import multiprocessing
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import yaml
 
 from unteach.commands.options import Learn
+from unteach.commands.terminal import say, wrote
 from unteach.continual import networks, streams
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
@@ -24,7 +23,7 @@ from unteach.continual.method import AnyMethod, make
 from unteach.continual.metrics import matrix_of, summary
 from unteach.continual.plugin import Plugin, make_plugin
 from unteach.continual.stream import Scenario, Stream, with_scenario
-from unteach.core import state
+from unteach.core import places, processes, reading, state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
 from unteach.evaluate import environment
@@ -33,6 +32,7 @@ from unteach.report.learning import render_learning
 
 __all__ = ["Job", "Plan", "load_plan", "run"]
 
+STATE = "state.safetensors"
 METRIC = "class_il/final_average_accuracy"
 _SECONDS = ("train", "evaluate")
 _KEYS = {
@@ -92,10 +92,7 @@ def load_plan(path: Path | None, options: Learn) -> Plan:
     """
     record: dict[str, Any] = {}
     if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the config {path}", found=error) from error
+        loaded = reading.read_yaml(path, error=ConfigError)
         if not isinstance(loaded, dict):
             raise ConfigError(f"the config {path} must be a table of settings", found=type(loaded).__name__)
         if unknown := sorted(set(map(str, loaded)) - _KEYS):
@@ -218,7 +215,7 @@ def _plugin(record: Mapping[str, Any]) -> Plugin:
 
 @functools.cache
 def _stream(name: str, options: str, scenario: str | None) -> Stream:
-    found = streams.load(name, **yaml.safe_load(options))
+    found = streams.load(name, **json.loads(options))
     return found if scenario is None else with_scenario(found, scenario)  # type: ignore[arg-type]
 
 
@@ -232,14 +229,14 @@ def do(job: Job, out: Path, command: str, threads: int) -> Path:
     folder = job.folder(out)
     path = folder / "run.json"
     if path.exists():
-        known = state.read_json(folder / "job.json").get("fingerprint")
-        if known != job.fingerprint():
+        if state.read_table(folder / "job.json").get("fingerprint") != job.fingerprint():
             raise CheckpointError(
                 f"{folder} holds a run of other settings",
                 fix="use another --out, or the settings of before",
             )
+        (folder / STATE).unlink(missing_ok=True)  # killed after the record was written
         return path
-    stream = _stream(job.stream, yaml.safe_dump(dict(job.stream_options)), job.scenario)
+    stream = _stream(job.stream, state.canonical(job.stream_options), job.scenario)
     method, plugin = _method(job.method), None if job.plugin is None else _plugin(job.plugin)
     training = Training.build(job.training)
     failed = ""
@@ -260,7 +257,7 @@ def do(job: Job, out: Path, command: str, threads: int) -> Path:
     record = _record(job, stream, method, plugin, training, outcome, failed, command)
     state.write_json(folder / "job.json", {**vars(job), "fingerprint": job.fingerprint()})
     record.save(path)
-    (folder / "state.safetensors").unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)
     return path
 
 
@@ -320,24 +317,37 @@ def run(options: Learn, command: str) -> int:
     """Run what is left of the grid and write the page; returns the exit code."""
     plan = load_plan(options.config, options)
     out = options.out
+    with places.alone(out):
+        try:
+            _do_all(plan, options, command)
+        except BaseException:
+            places.sweep(out)  # what workers were writing when they were ended
+            raise
+        return _page(plan, out)
+
+
+def _do_all(plan: Plan, options: Learn, command: str) -> None:
+    """Do what is left of the grid, telling how far it is."""
+    out = options.out
     left = [job for job in plan.jobs if not (job.folder(out) / "run.json").exists()]
     arms = len({job.label for job in plan.jobs})
-    print(f"{len(plan.jobs)} runs ({arms} arms), {len(left)} left; writing to {out}", flush=True)
+    say(f"{len(plan.jobs)} runs ({arms} arms), {len(left)} left; writing to {out}")
     begin = time.perf_counter()
-    for done, job in enumerate(_all(plan.jobs, out, command, options.workers, options.threads or 1), 1):
-        if job in left:
-            took = time.perf_counter() - begin
-            rest = took / max(1, done - (len(plan.jobs) - len(left))) * (len(plan.jobs) - done)
-            if options.verbose or done % 10 == 0 or done == len(plan.jobs):
-                print(
-                    f"  {done}/{len(plan.jobs)} {job.label}, seed {job.seed}; about {rest / 60:.0f} min left",
-                    flush=True,
-                )
+    with closing(_all(plan.jobs, out, command, options.workers, options.threads or 1)) as jobs:
+        for done, job in enumerate(jobs, 1):
+            if job in left and (options.verbose or done % 10 == 0 or done == len(plan.jobs)):
+                took = time.perf_counter() - begin
+                rest = took / max(1, done - (len(plan.jobs) - len(left))) * (len(plan.jobs) - done)
+                say(f"  {done}/{len(plan.jobs)} {job.label}, seed {job.seed}; about {rest / 60:.0f} min left")
+
+
+def _page(plan: Plan, out: Path) -> int:
+    """Write the page of all runs, and print its table."""
     results = LearningResults.load(out / "runs")
     page = render_learning(results, out / "report.html", title=plan.title)
     for line in _lines(results):
-        print(line)
-    print(f"wrote:\n  {out / 'runs'}\n  {page}", flush=True)
+        say(line)
+    wrote([out / "runs", page])
     return 0
 
 
@@ -356,26 +366,13 @@ def _lines(results: LearningResults) -> Iterator[str]:
             yield f"  {arm!s:<44} {shown}"
 
 
-def _all(jobs: Sequence[Job], out: Path, command: str, workers: int, threads: int) -> Iterator[Job]:
+def _all(jobs: Sequence[Job], out: Path, command: str, workers: int, threads: int) -> Generator[Job, None, None]:
     """Do the jobs, in one process or several; each as it is finished."""
     if workers == 1:
         for job in jobs:
             do(job, out, command, threads)
             yield job
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: dict[Future[Path], Job] = {pool.submit(do, job, out, command, threads): job for job in jobs}
-        try:
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    yield waiting.pop(future)
-        except BrokenProcessPool as error:
-            raise UnteachError(
-                "a worker process was killed", found=error, fix="run the same command again; use fewer --workers"
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+    with closing(processes.each(do, [(job, out, command, threads) for job in jobs], workers)) as done:
+        for index, _ in done:
+            yield jobs[index]

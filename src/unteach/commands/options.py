@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -24,10 +24,15 @@ Subject = Literal[
 ]
 
 
+RESUMES = "stopped; the same command goes on where it was"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(ABC):
     """What all commands share."""
 
+    stopped: ClassVar[str] = "stopped; nothing was kept"
+    """What is said when it was interrupted."""
     debug: bool = False
     """Show where in the code an error came from (also: UNTEACH_DEBUG=1)."""
 
@@ -58,6 +63,7 @@ class Erase(Machine):
     settings, `unteach list styles` and `unteach list objects` what the bundled model can draw.
     """
 
+    stopped: ClassVar[str] = RESUMES
     model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: canvas)")] = None
     """The bundled model, or a local diffusers folder (Stable Diffusion 1.x, 2.x or SDXL, safetensors)."""
     target: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -114,6 +120,7 @@ class Evaluate(Machine):
     far those of --prompts (or of the concepts' own retain prompts) moved.
     """
 
+    stopped: ClassVar[str] = RESUMES
     erased: Annotated[Path | None, arg(name="run", metavar="DIR", help_behavior_hint="")] = None
     """The --out folder of `unteach erase`: brings model, delta and concepts."""
     model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the run's, or canvas)")] = (
@@ -176,6 +183,7 @@ class Learn(Options):
     plugins` the plug-ins, `unteach list streams` the streams.
     """
 
+    stopped: ClassVar[str] = RESUMES
     config: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
     """The grid as a file; options given beside it count more."""
     stream: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -229,6 +237,7 @@ class Demo(Options):
     The same command run again goes on where it stopped.
     """
 
+    stopped: ClassVar[str] = RESUMES
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs/demo")
     """Folder of everything that it writes."""
     quick: bool = False

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from unteach.commands.options import Options
+from unteach.commands.options import RESUMES, Options
 
 DOMAINS = "NAME|FOLDER ..."
 
@@ -32,6 +32,7 @@ class GuardLearn(Place):
     `unteach list domains` the pictures that come with the bundled model.
     """
 
+    stopped: ClassVar[str] = "stopped; the same command goes on with relearning where it was, and chooses the mask anew"
     illegal: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
     """What fine-tuning must not bring back: domains, or folders of pictures with metadata.jsonl."""
     innocent: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
@@ -74,6 +75,8 @@ class GuardKeygen(Options):
 
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of guard-private.pem (keep it secret) and guard-public.pem."""
+    pass_phrase: bool = False
+    """Encrypt the private key; asks for the pass phrase, or takes it from UNTEACH_PASS_PHRASE."""
 
     def run(self, command: str) -> int:
         """Make keys."""
@@ -94,7 +97,7 @@ class GuardApply(Place):
     out: Annotated[Path, arg(metavar="PUBLISHED")]
     """The diffusers folder to make."""
     key: Annotated[Path | None, arg(metavar="PRIVATE.pem", help_behavior_hint="(default: not signed)")] = None
-    """Signs the manifest."""
+    """Signs the manifest. The pass phrase of an encrypted key is asked for, or taken from UNTEACH_PASS_PHRASE."""
     model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's)")] = None
     """Where the model is now, if it was moved."""
     erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's)")] = None
@@ -174,6 +177,7 @@ class Attack(Place):
     on where it stopped. No picture that a mask was learned from is attacked with or measured on.
     """
 
+    stopped: ClassVar[str] = RESUMES
     attack: Annotated[Positional[Literal["relearn"]], arg(metavar="relearn")]
     """Which attack."""
     guard: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: no mask)")] = None

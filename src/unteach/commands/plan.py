@@ -15,7 +15,7 @@ import yaml
 from unteach.canvas import concepts as canvas
 from unteach.canvas import model_path
 from unteach.commands.options import Erase
-from unteach.core import state
+from unteach.core import reading, state
 from unteach.core.registry import near
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.loading import inspect
@@ -108,9 +108,7 @@ class Plan:
         """
         if self.out is None or not (path := self.out / "config.json").exists():
             return False
-        old, new = state.read_json(path), self.to_dict()
-        if not isinstance(old, dict):
-            raise CheckpointError(f"{path} is damaged: not a configuration", fix="choose another folder")
+        old, new = state.read_table(path), self.to_dict()
         changed = [key for key in DECISIVE if state.canonical(old.get(key)) != state.canonical(new[key])]
         if changed:
             raise CheckpointError(
@@ -215,9 +213,14 @@ def parse_settings(texts: tuple[tuple[str, ...], ...], found: Mistakes) -> dict[
             found.say(f"--set {text}: write KEY=VALUE, such as steps=200")
             continue
         try:
-            values[key.strip()] = yaml.safe_load(value) if value.strip() else value
-        except yaml.YAMLError:
-            values[key.strip()] = value
+            values[key.strip()] = (
+                reading.parse_yaml(value, f"--set {key}", error=ConfigError) if value.strip() else value
+            )
+        except ConfigError as error:
+            if isinstance(error.__cause__, yaml.YAMLError):  # no YAML at all: a text
+                values[key.strip()] = value
+            else:
+                found.errors.append(error)
     return values
 
 
@@ -244,11 +247,8 @@ def _merged(options: Erase, found: Mistakes) -> dict[str, Any]:
 
 def read_options(path: Path, wrong: Callable[[object, object], str], found: Mistakes) -> dict[str, Any]:
     """Options from a YAML file; what ``wrong`` says about an entry is reported, and the entry left out."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found.say(f"the configuration '{path}' cannot be read: {error}")
-        return {}
+    read = found.catch(lambda: [reading.read_yaml(path, error=ConfigError)])
+    content = read[0] if read is not None else None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from unteach.commands.options import Report
+from unteach.commands.terminal import wrote
 from unteach.errors import ConfigError
 from unteach.report.guarding import find, is_guard, render_guard
 from unteach.report.html import render
@@ -25,7 +26,7 @@ def run(options: Report) -> int:
         )
     else:
         path = render_guard(*find(guards), _place(guards[0], options.out), title=options.title)
-    print(f"wrote:\n  {path}", flush=True)
+    wrote([path])
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the commands print: lines, stages, resources, and the verdict table of an evaluation."""
 
+import getpass
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from unteach.errors import ConfigError, printable
 from unteach.evaluate.results import Metric, Results
 from unteach.report import view, words
 
 MEASURES = ("UA", "IRA", "CRA")
+PASS_PHRASE = "UNTEACH_PASS_PHRASE"
+"""Variable of the environment with the pass phrase of a private key."""
 STAGE = "» "
 """Begins each line of a log that tells a new stage, so that another process can follow it."""
 
@@ -18,8 +22,8 @@ Say = Callable[[str], None]
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, also into a file."""
-    print(text, flush=True)
+    """Print a line at once, also into a file; what a terminal would act on is shown as an escape."""
+    print(printable(text), flush=True)
 
 
 def stage(text: str) -> None:
@@ -30,6 +34,24 @@ def stage(text: str) -> None:
 def interactive() -> bool:
     """Whether progress bars would be seen."""
     return sys.stderr.isatty()
+
+
+def pass_phrase(what: str, *, twice: bool = False) -> bytes:
+    """A pass phrase from UNTEACH_PASS_PHRASE, else typed at the terminal without being shown.
+
+    Raises:
+        ConfigError: it is empty, there is no terminal to ask at, or the second time it was another one.
+    """
+    given = os.environ.get(PASS_PHRASE)
+    if given is None and not sys.stdin.isatty():
+        raise ConfigError(f"the pass phrase of {what} cannot be asked for here", fix=f"put it into {PASS_PHRASE}")
+    if given is None:
+        given = getpass.getpass(f"pass phrase of {what}: ")
+        if twice and given != getpass.getpass("once more: "):
+            raise ConfigError("the two pass phrases differ", fix="run the same command again")
+    if not given:
+        raise ConfigError(f"the pass phrase of {what} is empty")
+    return os.fsencode(given)
 
 
 def cores() -> int:
@@ -117,4 +139,4 @@ def tail(path: Path, lines: int = 15) -> str:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"  (cannot read {path}: {error.strerror})"
-    return "\n".join(f"  | {line}" for line in text.replace("\r", "\n").splitlines()[-lines:])
+    return printable("\n".join(f"  | {line}" for line in text.replace("\r", "\n").splitlines()[-lines:]))

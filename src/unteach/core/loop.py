@@ -20,7 +20,7 @@ from accelerate.utils import reduce as all_reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from unteach.core import seeds
+from unteach.core import places, seeds
 from unteach.core import state as files
 from unteach.errors import CheckpointError, ConfigError, NumericsError
 
@@ -218,7 +218,7 @@ class Loop:
                 raise CheckpointError(
                     f"cannot write the log in {self.out}",
                     found=error.strerror or error,
-                    fix="free disk space",
+                    fix=f"{places.cure(error)}, then run the same command again",
                 ) from error
 
     def _save(self, done: int) -> None:
@@ -244,29 +244,34 @@ class Loop:
         if self.path is None or not self.path.exists():
             return 0
         tensors, meta = files.load(self.path)
+        step, config, kept = (meta.get(key) for key in ("step", "config", "state"))
         if meta.get("fingerprint") != files.fingerprint(self.config):
+            known = config if isinstance(config, dict) else {}
             raise CheckpointError(
                 f"{self.path} belongs to another configuration",
-                found=", ".join(_differences(meta.get("config", {}), self.config)) or "another layout",
+                found=", ".join(_differences(known, self.config)) or "another layout",
                 fix="use the old settings to go on with it, or another output folder to start anew",
             )
         names = {name.removeprefix("params/") for name in tensors if name.startswith("params/")}
-        if names != set(self.params) or set(meta["state"]) != set(self.state):
-            raise self._other(f"parameters {sorted(names)}, states {sorted(meta['state'])}")
+        if not isinstance(kept, dict) or names != set(self.params) or set(kept) != set(self.state):
+            states = sorted(kept) if isinstance(kept, dict) else kept
+            raise self._other(f"parameters {sorted(names)}, states {states}")
+        if type(step) is not int or not 0 <= step <= self.steps:
+            raise self._other(f"step {step!r}")
         for name, param in self.params.items():
             saved = tensors[f"params/{name}"]
             if (saved.shape, saved.dtype) != (param.shape, param.dtype):
                 raise self._other(f"{name} is {tuple(saved.shape)}, {saved.dtype}")
         for key, item in self.state.items():
             try:
-                item.load_state_dict(_unpack(meta["state"][key], tensors))
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                item.load_state_dict(_unpack(kept[key], tensors))
+            except Exception as error:  # whatever an optimiser makes of a state that is none
                 raise self._other(f"state '{key}': {error}") from error
         with torch.no_grad():
             for name, param in self.params.items():
                 param.copy_(tensors[f"params/{name}"])
-        log.info("going on from step %d of %s", meta["step"], self.path)
-        return int(meta["step"])
+        log.info("going on from step %d of %s", step, self.path)
+        return step
 
     def _other(self, found: str) -> CheckpointError:
         return CheckpointError(
@@ -288,14 +293,13 @@ class Loop:
         for line in data.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= done:
                 records.append(record)
         text = "".join(json.dumps(record) + "\n" for record in records).encode()
         if self.rank == 0:
-            for stale in [*self.out.glob(".state.safetensors.*.part"), *self.out.glob(".log.jsonl.*.part")]:
-                stale.unlink(missing_ok=True)
+            places.sweep(self.out, deep=False)
             if text != data:
                 files.write_bytes(path, text)
         return records

@@ -5,10 +5,10 @@ both, so a file is either whole and ours, or refused. Nothing here unpickles any
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from unteach.core import places, reading
 from unteach.errors import CheckpointError
 
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
@@ -58,35 +59,33 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place when the block ends well, else remove it.
 
+    The file gets the mode that the process gives to new files. What killed processes left of the same file is removed.
+
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; ``path`` is then as it was before.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        places.sweep(path.parent, f".{glob.escape(path.name)}.*.part", deep=False)
+        aside, handle = places.aside(path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}",
-            found=error.strerror or error,
-            fix="choose a folder that can be written to",
+            f"cannot write {path}", found=error.strerror or error, fix="choose a folder that can be written to"
         ) from error
-    aside = Path(name)
     try:
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        aside.chmod(0o644)
         aside.replace(path)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"writing {path} failed; what stood there before is untouched",
-            found=reason,
-            fix="free some disk space or choose another folder, then run the same command again",
+            found=getattr(error, "strerror", None) or error,
+            fix=f"{places.cure(error)}, then run the same command again",
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_bytes(path: Path | str, data: bytes) -> Path:
@@ -99,22 +98,32 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
 def write_json(path: Path | str, obj: object) -> Path:
     """Write readable JSON atomically; see :func:`replacing` for errors."""
     text = json.dumps(json.loads(canonical(obj)), indent=2, ensure_ascii=False)
-    return write_bytes(path, (text + "\n").encode())
+    try:
+        data = (text + "\n").encode()
+    except UnicodeEncodeError as error:  # half a character, such as a file name that is not UTF-8
+        raise CheckpointError(f"cannot write {path}: a text in it is not Unicode", found=error) from error
+    return write_bytes(path, data)
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
+    """Read a JSON file: plain data of bounded depth, see :mod:`unteach.core.reading`.
 
     Raises:
         CheckpointError: the file is missing or is not JSON.
     """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}", found=error.strerror or error) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: not JSON", found=error) from error
+    return reading.read_json(Path(path))
+
+
+def read_table(path: Path | str) -> dict[str, Any]:
+    """Read a JSON file that holds one table.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or holds something else.
+    """
+    found = reading.read_json(Path(path))
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: not a table of settings", found=type(found).__name__)
+    return found
 
 
 def save(path: Path | str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
@@ -168,4 +177,10 @@ def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     whole = header["digest"] == fingerprint([digest(tensors), header["unteach"]])
     if not whole or header.get("format") != "pt":
         raise CheckpointError(f"{path} is damaged: its digest does not fit its content", fix="delete it and run again")
-    return tensors, json.loads(header["unteach"])
+    try:
+        meta = json.loads(header["unteach"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its record is not JSON", found=error) from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path} is damaged: its record is not a table", found=type(meta).__name__)
+    return tensors, meta

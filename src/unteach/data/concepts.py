@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
+from unteach.core import reading
 from unteach.core.registry import near
 from unteach.data import tables
 from unteach.errors import ConfigError, DataError
@@ -325,10 +324,7 @@ class ConceptSet(tuple[Concept, ...]):
             DataError: the file is missing or is not YAML.
             ConfigError: the concepts have mistakes (all are listed).
         """
-        try:
-            content = yaml.safe_load(tables.read(path, "the concepts file", "give a UTF-8 file"))
-        except yaml.YAMLError as error:
-            raise DataError(f"'{path}' is not valid YAML", found=error) from error
+        content = reading.read_yaml(Path(path), error=DataError)
         if isinstance(content, Mapping) and "concepts" in content:
             extra = [f"unknown key '{key}' (known: concepts)" for key in content if key != "concepts"]
             if extra:

@@ -257,7 +257,8 @@ class _Store:
         if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:
             raise CheckpointError(f"{record} is not a record of samples of this version", fix="choose another folder")
         if found.get("fingerprint") != self.fingerprint:
-            old = found.get("config", {})
+            old = found.get("config")
+            old = old if isinstance(old, dict) else {}
             changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]
             raise CheckpointError(
                 f"{record.parent} holds pictures of another run",

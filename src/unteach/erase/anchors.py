@@ -99,11 +99,14 @@ def _read(job: Job, config: dict[str, object]) -> Tensor | None:
         return None
     tensors, meta = state.load(path)
     if meta.get("fingerprint") != state.fingerprint(config):
-        old = meta.get("config", {})
+        known = meta.get("config")
+        old = known if isinstance(known, dict) else {}
         changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]
         raise CheckpointError(
             f"{path} holds the training data of another run",
             found=f"different: {', '.join(changed)}",
             fix="use the old settings to go on with it, or another output folder to start anew",
         )
+    if "latents" not in tensors:
+        raise CheckpointError(f"{path} is damaged: it holds no latents", fix="delete it and run again")
     return tensors["latents"]

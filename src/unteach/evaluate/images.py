@@ -89,5 +89,8 @@ class ImageStore:
             raise CheckpointError(
                 f"{path} holds other pictures than its folder's name says", fix="delete it and run again"
             )
-        items = [(str(prompt), int(seed)) for prompt, seed in meta["items"]]
-        self._images.update(zip(items, tensors["images"], strict=True))
+        try:
+            items = [(str(prompt), int(seed)) for prompt, seed in meta["items"]]
+            self._images.update(zip(items, tensors["images"], strict=True))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged", found=error, fix="delete it and run again") from error

@@ -18,7 +18,7 @@ from unteach.guard.manifest import FreezeManifest
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["Signature", "key_id", "keygen", "load_private", "load_public", "sign", "verify"]
+__all__ = ["Signature", "is_encrypted", "key_id", "keygen", "load_private", "load_public", "sign", "verify"]
 
 ALGORITHM = "ed25519"
 FORMAT, VERSION = "unteach-signature", 1
@@ -172,7 +172,11 @@ def key_id(public: "Ed25519PublicKey") -> str:
 
 
 def load_private(path: Path | str, *, password: bytes | None = None) -> "Ed25519PrivateKey":
-    """An Ed25519 private key from a PEM file; errors as in :func:`sign`."""
+    """An Ed25519 private key from a PEM file; errors as in :func:`sign`.
+
+    Raises:
+        ConfigError: others than its owner may read or write a key that is not encrypted.
+    """
     ed25519, forms = _crypto()
     data = _read(Path(path))
     try:
@@ -183,8 +187,20 @@ def load_private(path: Path | str, *, password: bytes | None = None) -> "Ed25519
         raise CheckpointError(f"{path} cannot be read as a private key", found=str(error)[:120]) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise CheckpointError(f"{path} is not an Ed25519 key", found=type(key).__name__, fix="make one with 'keygen'")
+    mode = os.stat(path).st_mode & 0o777
+    if os.name == "posix" and mode & 0o077 and not is_encrypted(path):
+        raise ConfigError(
+            f"the private key {path} can be read or changed by others than its owner",
+            found=f"mode {mode:04o}",
+            fix=f"chmod 600 {path} (and make a new key if somebody may have read it)",
+        )
     private: Ed25519PrivateKey = key
     return private
+
+
+def is_encrypted(path: Path | str) -> bool:
+    """Whether a private key needs a pass phrase; CheckpointError when the file cannot be read."""
+    return b"ENCRYPTED" in _read(Path(path))
 
 
 def load_public(path: Path | str) -> "Ed25519PublicKey":
