@@ -174,7 +174,7 @@ def vocabulary(model: Model, concepts: ConceptSet, seed: int) -> list[str]:
     ends = {word[i:] for word in plain for i in range(1, len(word))}
     named = " ".join(name for c in concepts for name in (c.target, c.anchor, *c.names))
     words = [word for word in plain if word not in ends and not mentions(named, word)]
-    words = words or [word for word in "red blue big small old new".split() if not mentions(named, word)]
+    words = words or [word for word in ["red", "blue", "big", "small", "old", "new"] if not mentions(named, word)]
     return [words[i] for i in seeds.permutation(len(words), seed, "check words").tolist()]
 
 
