@@ -16,6 +16,7 @@ from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.check import Check, Finding, warn
 from unteach.erase.job import Job
 from unteach.erase.method import Method, make, methods, presets
+from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
 
 __all__ = [
@@ -68,6 +69,7 @@ def erase(
 
     Raises:
         ConfigError: unknown method or settings, concepts with mistakes; lists them all.
+        DataError: the model cannot tell the target from the anchor in any prompt (:mod:`unteach.erase.pairs`).
         ModelError: the method cannot edit this denoiser.
         CheckpointError: ``out`` holds another run, or is damaged.
         NumericsError: training diverged; the last good checkpoint is kept.
@@ -79,7 +81,7 @@ def erase(
     model.digest(fresh=True)
     job = Job(
         model=model,
-        concepts=ConceptSet.of(concepts),
+        concepts=readable(model, ConceptSet.of(concepts)).concepts,
         seed=seed,
         out=None if out is None else Path(out),
         progress=progress,
