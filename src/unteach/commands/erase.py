@@ -15,6 +15,7 @@ from unteach.core import masks, state
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
 from unteach.erase import erase
+from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
 from unteach.report import model_card, view
 
@@ -34,11 +35,12 @@ def run(options: Erase) -> int:
         return 0
     if plan.out is None:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
+    read = readable(model, plan.concepts)
     targets = ", ".join(f"{c.target} → {c.anchor} ({c.kind})" for c in plan.concepts)
     say(f"erasing {targets} from {plan.model} with {plan.method.name}")
-    for line in plan.pairs_dropped():
+    for line in (*plan.pairs_dropped(), *read.left_out):
         say(line)
-    say(f"{len(plan.concepts.pairs())} prompt pairs, {len(plan.concepts.retain())} prompts to keep")
+    say(f"{len(read.concepts.pairs())} prompt pairs, {len(read.concepts.retain())} prompts to keep")
     if (plan.out / "delta.safetensors").exists():
         say(f"{plan.out} holds the finished result")
     elif known:
@@ -141,13 +143,14 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     say(masks.table(model.denoiser, dict.fromkeys(plan.method.selected(model), "would move")))
     say()
     offered = sum(len(c.captions) for c in plan.concepts)
-    noops = sum(sum(c.dropped().values()) for c in plan.concepts)
-    pairs = f"{len(plan.concepts.pairs())} prompt pairs"
+    read = readable(model, plan.concepts)
+    noops = sum(sum(c.dropped().values()) for c in plan.concepts) + read.captions
+    pairs = f"{len(read.concepts.pairs())} prompt pairs"
     say(f"{pairs}; {noops} of {offered} captions are no-ops and left out" if offered else f"{pairs}; 0 no-ops")
-    for line in plan.pairs_dropped():
+    for line in (*plan.pairs_dropped(), *read.left_out):
         say(f"  {line}")
-    say(f"{len(plan.concepts.retain())} prompts to keep")
-    cost = estimate(model, plan.method, plan.concepts)
+    say(f"{len(read.concepts.retain())} prompts to keep")
+    cost = estimate(model, plan.method, read.concepts)
     say(
         f"estimate: {view.duration(cost.seconds)} ({view.duration(cost.drawing)} drawing, "
         f"{view.duration(cost.training)} training), {view.size(cost.memory)} of memory"

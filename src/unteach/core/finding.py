@@ -24,6 +24,15 @@ NOTHING_MOVED = 0.15
 LEAST_APART = 0.01
 MOST_REST = 0.15
 
+WORDS: Mapping[Outcome, str] = {
+    "nothing": "nothing happened",
+    "partly": "partly erased",
+    "gone": "gone, but not the anchor",
+    "erased": "erased",
+    "undecided": "undecided: the model does not tell target and anchor apart",
+}
+WORST_FIRST: tuple[Outcome, ...] = ("nothing", "undecided", "partly", "gone", "erased")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
@@ -64,6 +73,16 @@ class Effect:
             return "nothing"
         return "partly"
 
+    @property
+    def numbers(self) -> str:
+        """The numbers for a reader."""
+        if not self.prompts:
+            return "no prompt tells the two names apart"
+        return (
+            f"{100 * self.towards:.0f} % of the way to the anchor, {self.left:.2f} of the distance left, "
+            f"{self.prompts} prompts"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -91,6 +110,20 @@ class Finding:
     def good(self) -> bool:
         """Every concept is erased and the rest is kept."""
         return self.kept and all(effect.outcome == "erased" for effect in self.concepts)
+
+    @property
+    def verdict(self) -> str:
+        """In words, the worst concept decides: "erased, the rest kept", "nothing happened" and so on."""
+        outcome = min((effect.outcome for effect in self.concepts), key=WORST_FIRST.index, default="undecided")
+        if outcome == "nothing" and self.kept:
+            return WORDS[outcome]
+        return f"{WORDS[outcome]}, the rest {'kept' if self.kept else 'hurt'}"
+
+    def lines(self) -> list[str]:
+        """The numbers behind the verdict: a line a concept, and one of the rest."""
+        found = [f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts]
+        kept = "kept" if self.kept else "hurt"
+        return [*found, f"the rest: {kept} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

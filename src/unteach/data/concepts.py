@@ -144,18 +144,21 @@ class Concept:
         if problems:
             raise ConfigError.many(problems, where=f"the concept {self.target!r}")
 
+    def templates(self) -> tuple[str, ...]:
+        """The templates that are used: those given, or the kind's where there are no captions either."""
+        return self.prompts or (() if self.captions else TEMPLATES[self.kind])
+
     def pairs(self) -> list[PromptPair]:
         """The training pairs, from templates and captions, duplicates removed.
 
         Captions without the anchor word would give a pair of equal prompts (the official DoCo code keeps them
         silently), and captions that already name the target would teach it as its own anchor; both are
-        dropped and logged.
+        dropped and logged. What a model cannot tell apart is found with the model (``unteach.erase.pairs``).
 
         Raises:
             DataError: no caption contains the anchor.
         """
-        templates = self.prompts or (() if self.captions else TEMPLATES[self.kind])
-        found = [PromptPair(fill(t, self.anchor), fill(t, self.target)) for t in templates]
+        found = [PromptPair(fill(t, self.anchor), fill(t, self.target)) for t in self.templates()]
         usable = [c for c in self.captions if mentions(c, self.anchor) and not mentions(c, self.target)]
         if self.captions and not usable:
             raise DataError(

@@ -5,6 +5,7 @@ and the anchor's, and how far did those of unrelated prompts move? Both in units
 different prompts. No method ever trained on these prompts or kept them.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import NumericsError
 
-__all__ = ["Check", "Effect", "Finding"]
+__all__ = ["Check", "Effect", "Finding", "warn"]
+
+log = logging.getLogger(__name__)
 
 OBJECT_TEMPLATES = (
     "one more {} again",
@@ -136,6 +139,17 @@ class Check:
         )
         rest = _capped(float((new[-1] - self.before[2]).square().mean()) / self.spread)
         return Finding(concepts=effects, rest=rest, prompts=len(self.rest), seed=self.seed)
+
+
+def warn(finding: Finding) -> None:
+    """Log a warning unless every concept is erased and the rest kept."""
+    if not finding.good:
+        log.warning("the erasure was checked: %s; %s", finding.verdict, "; ".join(finding.lines()))
+
+
+def pictures(concepts: int) -> int:
+    """How many latents one check samples, before and after together."""
+    return concepts * 3 * TARGETS + 3 * REST
 
 
 def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> Effect:

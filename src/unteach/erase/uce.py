@@ -12,7 +12,7 @@ W' = W (I + E) with one E for all matrices:
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from torch import Tensor
 from unteach.data.concepts import Concept, spans
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
+from unteach.diffusion.tokens import last_token, limit, name_end, read
 from unteach.erase.job import Job
 from unteach.erase.method import Method, methods, presets, setting
-from unteach.errors import ModelError
+from unteach.errors import DataError, ModelError
 
 
 ERASED, KEPT = 64.0, 240.0
@@ -88,13 +89,23 @@ class UCE(Method):
         return delta.scaled(self.strength)
 
     def edits(self, model: Model, concept: Concept) -> list[tuple[Tensor, Tensor]]:
-        """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of each of its prompts."""
+        """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of each of its prompts.
+
+        Raises:
+            DataError: two prompts of a pair are the same to the model, or it does not read the whole of a name.
+        """
         guide = concept.anchor if self.guide is None else self.guide
         texts = [(concept.target, guide)]
         if self.templates:
             texts += [(pair.target, pair.anchor if self.guide is None else guide) for pair in concept.pairs()]
         found = []
         for target, anchor in texts:
+            if read(model, target) == read(model, anchor):
+                raise DataError(
+                    f"'{target}' and '{anchor}' are the same prompt to the model",
+                    found=f"it reads {limit(model)} tokens of a prompt",
+                    fix="choose another anchor or guide, or put the name nearer to the beginning",
+                )
             c_e = self.states(model, target, concept.target)
             c_g = self.states(model, anchor, guide)
             # Aligned at the name's last token; the one with the longer beginning has fewer that follow.
@@ -105,16 +116,16 @@ class UCE(Method):
     def states(self, model: Model, prompt: str, name: str) -> Tensor:
         """The text states of ``name`` in ``prompt`` that count, ``(n, D)`` float64 on the CPU."""
         hidden = model.encode([prompt]).hidden[0].detach().cpu().double()
-        end = spans(prompt, name)[-1][1] if name.strip() else len(prompt)
-        first = last_token(model, prompt[:end])
+        # A prompt to keep counts up to the last token that is read; a name inside a prompt must be read whole.
+        first = last_token(model, prompt) if name == prompt else name_end(model, prompt, name)
+        if first is None:
+            spans(prompt, name)  # says so when it is not mentioned at all
+            raise DataError(
+                f"the model does not read the whole of '{name}' in '{prompt}'",
+                found=f"it reads {limit(model)} tokens of a prompt",
+                fix="put the name nearer to the beginning",
+            )
         return hidden[first : first + 1] if self.tokens == "last" else hidden[first:]
-
-
-def last_token(model: Model, text: str) -> int:
-    """Position of the text's last token of its own, between start and end mark (0 when it has none)."""
-    tokenizer: Any = model.pipe.tokenizer
-    ids = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    return max(0, len(ids) - 2)
 
 
 def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p: float) -> Tensor:

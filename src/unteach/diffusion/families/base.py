@@ -26,6 +26,7 @@ class Family(ABC):
         denoiser: the attribute of the pipeline that holds the network being edited; also its prefix in LoRA
             files.
         components: parts that must be there, and their class.
+        tokenizers: its tokenizers, each with the text encoder that reads its tokens.
         loading: extra arguments of ``from_pretrained``: parts that are left out are None.
         cross_attention_kv: regex (``fullmatch``) for the names of the text's key and value projections.
     """
@@ -34,6 +35,7 @@ class Family(ABC):
     pipeline: ClassVar[Any]
     denoiser: ClassVar[str]
     components: ClassVar[Mapping[str, str]]
+    tokenizers: ClassVar[Mapping[str, str]]
     loading: ClassVar[Mapping[str, Any]]
     cross_attention_kv: ClassVar[str]
 

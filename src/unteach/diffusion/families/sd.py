@@ -32,6 +32,7 @@ class StableDiffusion(Family):
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
     }
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
     loading: ClassVar[Mapping[str, Any]] = {
         "safety_checker": None,
         "feature_extractor": None,

@@ -32,6 +32,7 @@ class StableDiffusionXL(Family):
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "CLIPTextModelWithProjection",
     }
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
     loading: ClassVar[Mapping[str, Any]] = {
         "feature_extractor": None,
         "image_encoder": None,
