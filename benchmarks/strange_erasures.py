@@ -143,3 +143,74 @@ def measured(model: Model, judge: Any, one: Concept, check: Check, delta: Weight
         finding = check.measure()
         words = {"outcome": finding.concepts[0].outcome, "kept": finding.kept}
         return {"check": {**finding.to_dict(), **words}, "judge": judged(model, judge, one)}
+
+
+# The judge's own verdict, fixed before any reported run was looked at.
+GONE, ANCHORED, KEPT = 0.8, 0.6, 0.9
+"""Share of target pictures without the target; of those with the anchor; kept pictures against the unchanged model."""
+
+
+def share(counts: list[int]) -> float:
+    return counts[0] / counts[1]
+
+
+def compared(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Judge and check as words, and whether they agree on both questions: erased? the rest kept?"""
+    found, said = record["judge"], record["check"]
+    if share(found["UA"]) >= GONE:
+        word = "erased" if share(found["anchor"]) >= ANCHORED else "gone"
+    else:
+        word = "partly" if share(found["UA"]) >= 0.2 else "nothing"
+    kept = share(found["kept both"]) >= KEPT * share(before["judge"]["kept both"])
+    agree = ((said["outcome"] == "erased") == (word == "erased")) and said["kept"] == kept
+    return {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"], "agree": agree}
+
+
+def row(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A run as it is published: shares with Wilson intervals, the check's numbers, both verdicts."""
+    shares = {name: asdict(wilson(*counts)) for name, counts in record["judge"].items()}
+    effect = record["check"]["concepts"][0]
+    numbers = {name: effect[name] for name in ("towards", "left", "moved", "apart")} | {"rest": record["check"]["rest"]}
+    more = {name: record[name] for name in ("seconds", "steps", "kept")}
+    return {"arm": record["arm"], "judge": shares, "check": numbers, "verdicts": compared(record, before), **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pipeline = build(args.work)
+    model, judge = load(args.work / "pipeline"), load_judge(args.work)
+    unchanged, rows = {}, []
+    for target, anchor in PAIRS:
+        one = concept(target, anchor)
+        path = args.work / "runs" / f"{target}-unchanged.json"
+        if not path.exists():
+            state.write_json(path, measured(model, judge, one, Check.of(model, ConceptSet.of(one)), None))
+        unchanged[target] = state.read_json(path)
+    for arm in arms():
+        rows.append(row(run(arm, model, judge, args.work), unchanged[arm.target]))
+        told, shares = rows[-1]["verdicts"], rows[-1]["judge"]
+        numbers = " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both"))
+        print(f"{arm.key:50} {numbers}  judge {told['judge']}, check {told['check']}, agree {told['agree']}", flush=True)
+        config = {"drawing": DRAWING, "tuned on": TUNING, "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT}}
+        state.write_json(
+            RESULT,
+            {
+                "command": "python benchmarks/strange_erasures.py --work FOLDER",
+                "config": config | {"prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN}},
+                "environment": asdict(environment.collect()),
+                "pipeline": pipeline,
+                "unchanged": {
+                    target: {name: asdict(wilson(*counts)) for name, counts in found["judge"].items()}
+                    for target, found in unchanged.items()
+                },
+                "rows": rows,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from typing import Any
 from unteach.core import seeds
 from unteach.data.concepts import ConceptSet, mentions
 from unteach.diffusion.model import Model
+from unteach.diffusion.tokens import name_end, read
 
 __all__ = ["CAPTIONS", "prompts", "words"]
 
@@ -55,7 +56,7 @@ def words(model: Model, concepts: ConceptSet) -> list[str]:
     tokenizer: Any = model.pipe.tokenizer
     ids: dict[str, int] = tokenizer.get_vocab()
     names = [name for c in concepts for name in (c.target, c.anchor, *c.names)]
-    pieces = {i for name in names for i in token_ids(model, name)}
+    pieces = {i for name in names for i in read(model, name)[0]}
     for before, after in _MARKS:
         marked = [t for t in ids if t.startswith(before) and t.endswith(after) and len(t) > len(before + after)]
         if not marked:
@@ -90,21 +91,15 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
         offered = [c for c in CAPTIONS if not any(mentions(c, name) for name in names)]
     else:
         offered = [_random(known, seed, i) for i in range(2 * count)]
-    taken = {token_ids(model, prompt) for prompt in avoid}
-    longest = model.pipe.tokenizer.model_max_length
+    taken = {read(model, prompt) for prompt in avoid}
     found: list[str] = []
     for prompt in offered:
-        ids = token_ids(model, prompt)
-        if len(found) < count and ids not in taken and len(ids) < longest:
+        ids = read(model, prompt)
+        whole = name_end(model, prompt, prompt)
+        if len(found) < count and ids not in taken and whole is not None:
             taken.add(ids)
             found.append(prompt)
     return found
-
-
-def token_ids(model: Model, prompt: str) -> tuple[int, ...]:
-    """What the first text encoder reads of a prompt, after the tokenizer's own cut."""
-    tokenizer: Any = model.pipe.tokenizer
-    return tuple(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids)
 
 
 def _random(known: list[str], seed: int, i: int) -> str:
