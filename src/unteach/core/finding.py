@@ -7,7 +7,7 @@ reads a record (the page, the card) says the same words without a model.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from unteach.core.registry import near
 from unteach.errors import DataError
@@ -114,7 +114,8 @@ class Finding:
     @property
     def verdict(self) -> str:
         """In words, the worst concept decides: "erased, the rest kept", "nothing happened" and so on."""
-        outcome = min((effect.outcome for effect in self.concepts), key=WORST_FIRST.index, default="undecided")
+        found = [effect.outcome for effect in self.concepts]
+        outcome = min(found, key=WORST_FIRST.index) if found else "undecided"
         if outcome == "nothing" and self.kept:
             return WORDS[outcome]
         return f"{WORDS[outcome]}, the rest {'kept' if self.kept else 'hurt'}"
@@ -154,7 +155,7 @@ def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
     """The record's values, checked: exactly the fields of ``kind``, each of its type."""
     if not isinstance(record, Mapping):
         raise DataError(f"{where}: must be a mapping", found=type(record).__name__)
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    fields = get_type_hints(kind)
     for key in record:
         if key not in fields:
             raise DataError(f"{where}: unknown key '{key}'", fix=near(str(key), fields))

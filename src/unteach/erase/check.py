@@ -23,7 +23,7 @@ from unteach.diffusion.sample import sample
 from unteach.diffusion.tokens import Ids, read
 from unteach.errors import NumericsError
 
-__all__ = ["Check", "Effect", "Finding", "warn"]
+__all__ = ["Check", "Effect", "Finding", "passes", "warn"]
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +148,9 @@ def warn(finding: Finding) -> None:
         log.warning("the erasure was checked: %s; %s", finding.verdict, "; ".join(finding.lines()))
 
 
-def pictures(concepts: int) -> int:
-    """How many latents one check samples, before and after together."""
-    return concepts * 3 * TARGETS + 3 * REST
+def passes(concepts: int) -> int:
+    """Forward passes of one latent that a check of so many concepts takes: before, after, with and without prompt."""
+    return (concepts * 3 * TARGETS + 3 * REST) * STEPS * 2
 
 
 def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> Effect:
