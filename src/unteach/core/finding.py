@@ -5,6 +5,7 @@ reads a record (the page, the card) says the same words without a model.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
@@ -163,6 +164,8 @@ def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
         if name not in record:
             raise DataError(f"{where}: '{name}' is missing")
         value = record[name]
+        if wanted is float and isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: '{name}' must be a finite number", found=value)
         if wanted in _TYPES and (not isinstance(value, _TYPES[wanted]) or isinstance(value, bool)):
             raise DataError(f"{where}: '{name}' must be {wanted.__name__}", found=repr(value)[:80])
     return dict(record)
