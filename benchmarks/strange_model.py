@@ -114,7 +114,9 @@ def words(work: Path) -> None:
         out=work / "words", save_every=100, label="words",
     ).run(step)  # fmt: skip
     with torch.no_grad():
-        norm: Any = encoder.get_submodule("text_model.final_layer_norm" if hasattr(encoder, "text_model") else "final_layer_norm")
+        norm: Any = encoder.get_submodule(
+            "text_model.final_layer_norm" if hasattr(encoder, "text_model") else "final_layer_norm"
+        )
         norm.weight.mul_(TEXT_SCALE)
         norm.bias.mul_(TEXT_SCALE)
     encoder.save_pretrained(work / "pipeline" / "text_encoder")
@@ -202,7 +204,9 @@ def judge(work: Path) -> None:
         soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
         amount = torch.rand(len(images), 1, 1, 1, generator=draw) * 0.8
         images = images + amount * (soft - images)
-        images = images + 0.06 * torch.rand(len(images), 1, 1, 1, generator=draw) * torch.randn(images.shape, generator=draw)
+        images = images + 0.06 * torch.rand(len(images), 1, 1, 1, generator=draw) * torch.randn(
+            images.shape, generator=draw
+        )
         a, b = net(images.clamp(0, 1))
         loss = F.cross_entropy(a, objects) + F.cross_entropy(b, styles, ignore_index=-1)
         optimiser.zero_grad()
@@ -268,7 +272,9 @@ def denoiser(work: Path) -> None:
             hidden = pipe.text_encoder(ids(pipe.tokenizer, texts))[0]
         return told["latents"][rows], Conditioning(hidden)
 
-    done = finetune(model, batches, config, seed=0, out=work / "denoiser", save_every=200, label="denoiser", progress=True)
+    done = finetune(
+        model, batches, config, seed=0, out=work / "denoiser", save_every=200, label="denoiser", progress=True
+    )
     with torch.no_grad():
         for name, value in unet.named_parameters():
             value.copy_((done.average or {})[name])

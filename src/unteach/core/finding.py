@@ -17,13 +17,20 @@ __all__ = ["Effect", "Finding", "Outcome"]
 
 Outcome = Literal["nothing", "partly", "gone", "erased", "undecided"]
 
-ERASED_TOWARDS = 0.6
-ERASED_LEFT = 0.5
-GONE_MOVED = 0.6
-NOTHING_TOWARDS = 0.15
-NOTHING_MOVED = 0.15
+ERASED_TOWARDS, ERASED_LEFT = 0.58, 0.75
+"""Erased: at least this share of the way to the anchor, and at most this share of the distance left."""
+GONE_MOVED = 0.65
+"""Gone: moved at least this far, in units of the distance between target and anchor."""
+NOTHING_TOWARDS, NOTHING_LEFT = 0.2, 0.95
+"""Nothing happened: less than this share of the way, or at least this share of the distance left."""
 LEAST_APART = 0.01
-MOST_REST = 0.15
+"""Undecided: target and anchor differ by less than this share of the natural spread."""
+MOST_REST = 0.35
+"""The rest is kept: moved at most this share of the natural spread.
+
+All of them were chosen on the bundled model with its two judges (docs/erase.md says on what), not on the concepts and
+the pipeline that verdict and judge are compared on.
+"""
 
 WORDS: Mapping[Outcome, str] = {
     "nothing": "nothing happened",
@@ -70,7 +77,7 @@ class Effect:
             return "erased"
         if self.moved >= GONE_MOVED:
             return "gone"
-        if self.towards < NOTHING_TOWARDS and self.moved < NOTHING_MOVED:
+        if self.towards < NOTHING_TOWARDS or self.left >= NOTHING_LEFT:
             return "nothing"
         return "partly"
 
