@@ -2,12 +2,13 @@
 
     python benchmarks/check_verdicts.py --work FOLDER [--concepts bomb skull noto] [--trained doco-canvas ...]
 
-Arms for each concept: ``uce``; a part and twice of it (``uce x0.05``, ``uce x0.5``, ``uce x2``); the plain formula with no
-prompts to keep (``uce-plain alone``); ``noise``, a random change of the same tensors; and the trained presets asked for.
-The check's thresholds were chosen on apple, cigarette and mono; the concepts here are others. The judges' side: the
+Arms for each concept: ``uce``; parts and twice of it (``uce x0.05``, ``uce x0.5``, ``uce x2``); the plain formula with
+no prompts to keep (``uce-plain alone``); ``noise``, a random change of the same tensors; and the trained presets asked
+for. The thresholds were chosen on apple, cigarette and mono; the concepts here are others. The judges' side: the
 target is gone when at most 10 % of its held-out prompts still show it, the anchor is there when at least 75 % show it,
 the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both judges).
-Resumable: what is in FOLDER is kept. Writes ``benchmarks/results/check_verdicts.json``. About 1 CPU-minute an arm.
+Resumable: what was trained into FOLDER is kept. Writes ``benchmarks/results/check_verdicts.json``. About 1 CPU-minute
+an arm that is not trained.
 """
 
 import argparse
@@ -116,12 +117,12 @@ def main() -> None:
             say = words(before, after)
             row = {"concept": target, "arm": arm, "check": found.to_dict(), "verdict": found.verdict, "before": before}
             rows.append({**row, "after": after, "judges": list(say), "agree": agrees(found, say)})
-            one = found.concepts[0]
+            one, share = found.concepts[0], after["rest"] / before["rest"]
             print(
-                f"{target:8} {arm:16} {found.verdict:42} judges: {say[0]}, {say[1]:5} "
-                f"(gone {1 - after['target']:.2f}, anchor {after['anchor']:.2f}, rest {after['rest'] / before['rest']:.2f}; "
-                f"towards {one.towards:.2f}, left {one.left:.2f}, rest {found.rest:.2f})"
-                f"{'' if rows[-1]['agree'] else '  <- differ'}",
+                f"{target:8} {arm:16} {found.verdict:42} judges: {say[0]}, {say[1]:5}",
+                f"(gone {1 - after['target']:.2f}, anchor {after['anchor']:.2f}, rest {share:.2f};",
+                f"towards {one.towards:.2f}, left {one.left:.2f}, rest {found.rest:.2f})",
+                "" if rows[-1]["agree"] else "<- differ",
                 flush=True,
             )
             agree = sum(row["agree"] for row in rows)
