@@ -5,7 +5,8 @@ only when a command needs it.
 
 Exit codes: 0 done, and for ``guard verify`` conform; 1 ``guard verify`` found a violation, or the demo could not finish
 an erasure; 2 wrong arguments or any other error, with a message that says what to do (no verdict); 3 ``guard verify``
-cannot decide; 130 interrupted.
+cannot decide; 4 ``erase`` wrote its delta, but its check found something else than "erased, the rest kept";
+130 interrupted.
 """
 
 import logging
@@ -24,7 +25,7 @@ from unteach.commands.options import Options
 from unteach.errors import UnteachError
 
 # What counts is said in full by the commands themselves.
-_SAID_BY_COMMANDS = ("unteach.data.concepts",)
+_SAID_BY_COMMANDS = ("unteach.data.concepts", "unteach.erase.check")
 
 Command = (
     Annotated[options.Erase, tyro.conf.subcommand("erase")]

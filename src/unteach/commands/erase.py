@@ -16,10 +16,13 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
 from unteach.erase import erase
 from unteach.erase.pairs import readable
-from unteach.errors import CheckpointError, ConfigError
+from unteach.errors import CheckpointError, ConfigError, UnteachError
 from unteach.report import model_card, view
 
-__all__ = ["execute", "run", "seconds_spent"]
+__all__ = ["NOT_AS_ASKED", "execute", "run", "seconds_spent"]
+
+NOT_AS_ASKED = 4
+"""Exit code when the delta was written, and the check found something else than "erased, the rest kept"."""
 
 STAGES = ("anchors.safetensors", "state.safetensors", "delta.safetensors")
 
@@ -52,8 +55,13 @@ def run(options: Erase) -> int:
     spent = seconds_spent(plan.out)
     if spent is not None:
         say(f"it took {view.duration(spent)}")
+    found = delta.check
+    if found is not None:
+        say(f"did it work? {found.verdict}")
+        for line in found.lines():
+            say(f"  {line}")
     wrote([plan.out / name for name in ("delta.safetensors", "README.md", "config.json")])
-    return 0
+    return 0 if found is not None and found.good else NOT_AS_ASKED
 
 
 def execute(
@@ -67,7 +75,7 @@ def execute(
     if plan.out is None:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
     out, config = plan.out, plan.to_dict()
-    known, finished = plan.check_folder(), (out / "delta.safetensors").exists()
+    known, finished, there = plan.check_folder(), (out / "delta.safetensors").exists(), out.exists()
     # Stages without a configuration are somebody else's until erase() has compared them.
     unclear = not known and any((out / name).exists() for name in STAGES)
     if not known and not unclear:
@@ -86,8 +94,12 @@ def execute(
             save_every=plan.save_every,
             on_step=None if tell is None else steps_teller(tell, total),
         )
-    except CheckpointError:
-        refused = True
+    except UnteachError as error:
+        # Refused before anything was made: a corrected command must find the folder as this one did.
+        begun = any((out / name).exists() for name in (*STAGES, "anchors.part"))
+        refused = refused or isinstance(error, CheckpointError) or not begun
+        if not begun and not known:
+            _withdraw(out, there)
         raise
     finally:
         if not refused:
@@ -107,6 +119,13 @@ def seconds_spent(out: Path) -> float | None:
     record = state.read_json(path)
     seconds = record.get("seconds") if isinstance(record, dict) else None
     return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def _withdraw(out: Path, there: bool) -> None:
+    """Take back the configuration, and the folder if it was not there before and holds nothing else."""
+    (out / "config.json").unlink(missing_ok=True)
+    if not there and out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
 
 
 def _spend(out: Path, seconds: float) -> None:

@@ -121,7 +121,9 @@ class Finding:
 
     def lines(self) -> list[str]:
         """The numbers behind the verdict: a line a concept, and one of the rest."""
-        found = [f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts]
+        found = [
+            f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts
+        ]
         kept = "kept" if self.kept else "hurt"
         return [*found, f"the rest: {kept} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)"]
 

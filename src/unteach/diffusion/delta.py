@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import state
+from unteach.core.finding import Finding
 from unteach.core.registry import near
 from unteach.diffusion import lora
 from unteach.diffusion.families import families
@@ -174,7 +175,7 @@ class WeightDelta:
     def scaled(self, scale: float) -> "WeightDelta":
         """The delta times a factor; ``meta["scale"]`` keeps the product of all factors."""
         # The check was made of the delta as it was.
-        meta = {key: value for key, value in copy.deepcopy(self.meta).items() if key != "check"}
+        meta = {key: value for key, value in copy.deepcopy(self.meta).items() if key != "check" or scale == 1}
         meta = {**meta, "scale": self.meta.get("scale", 1.0) * scale}
         return WeightDelta({name: tensor * scale for name, tensor in self.tensors.items()}, meta)
 

@@ -20,6 +20,7 @@ from unteach.data.concepts import Concept, ConceptSet, fill, mentions
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
+from unteach.diffusion.tokens import Ids, read
 from unteach.errors import NumericsError
 
 __all__ = ["Check", "Effect", "Finding", "warn"]
@@ -109,7 +110,7 @@ class Check:
         words = vocabulary(model, concepts, seed)
         known = {pair for c in concepts for p in c.pairs() for pair in (p.anchor, p.target)}
         known |= {prompt for c in concepts for prompt in c.retain} | set(avoid)
-        taken = {token_ids(model, prompt) for prompt in known}
+        taken = {read(model, prompt) for prompt in known}
         pairs = [_pairs(model, concept, words, taken) for concept in concepts]
         rest = _rest(model, concepts, words, taken)
         noises = tuple(seeds.integer(seed, "check noise", i) for i in range(max(TARGETS, REST)))
@@ -170,12 +171,6 @@ def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> 
     )
 
 
-def token_ids(model: Model, prompt: str) -> tuple[int, ...]:
-    """What the first text encoder reads of a prompt, after the tokenizer's own cut."""
-    tokenizer: Any = model.pipe.tokenizer
-    return tuple(tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids)
-
-
 def vocabulary(model: Model, concepts: ConceptSet, seed: int) -> list[str]:
     """Whole words of the model's own tokenizer, the frequent ones (CLIP's are in order), shuffled by ``seed``.
 
@@ -192,20 +187,20 @@ def vocabulary(model: Model, concepts: ConceptSet, seed: int) -> list[str]:
     return [words[i] for i in seeds.permutation(len(words), seed, "check words").tolist()]
 
 
-def _pairs(model: Model, concept: Concept, words: Sequence[str], taken: set[tuple[int, ...]]) -> list[tuple[str, str]]:
+def _pairs(model: Model, concept: Concept, words: Sequence[str], taken: set[Ids]) -> list[tuple[str, str]]:
     """(target prompt, anchor prompt): not trained on, and different to the model."""
     templates = STYLE_TEMPLATES if concept.kind == "style" else OBJECT_TEMPLATES
     found: dict[tuple[str, str], None] = {}
     for turn in range(4 * TARGETS):
         template = templates[turn % len(templates)].replace("{w}", words[turn % len(words)])
         target, anchor = fill(template, concept.target), fill(template, concept.anchor)
-        ids = token_ids(model, target), token_ids(model, anchor)
+        ids = read(model, target), read(model, anchor)
         if len(found) < TARGETS and ids[0] != ids[1] and taken.isdisjoint(ids):
             found[target, anchor] = None
     return list(found)
 
 
-def _rest(model: Model, concepts: ConceptSet, words: Sequence[str], taken: set[tuple[int, ...]]) -> tuple[str, ...]:
+def _rest(model: Model, concepts: ConceptSet, words: Sequence[str], taken: set[Ids]) -> tuple[str, ...]:
     """Unrelated prompts: words of the tokenizer, and captions that name nothing of the concepts."""
     names = [name for c in concepts for name in (c.target, c.anchor, *c.names)]
     found: dict[str, None] = {}
@@ -216,7 +211,7 @@ def _rest(model: Model, concepts: ConceptSet, words: Sequence[str], taken: set[t
         offered.append(first + words[-1 - 2 * turn % len(words)] + last)
     for prompt in offered:
         fits = not any(mentions(prompt, name) for name in names)
-        if len(found) < REST and fits and token_ids(model, prompt) not in taken:
+        if len(found) < REST and fits and read(model, prompt) not in taken:
             found[prompt] = None
     return tuple(found)
 
@@ -236,7 +231,7 @@ def _draw(model: Model, prompts: Sequence[Sequence[str]], noises: Sequence[int])
         )
     except NumericsError:
         latents = torch.full((len(flat), *model.latent_shape), torch.inf)
-    return list(latents.split([len(each) for each in prompts]))
+    return list(torch.split(latents, [len(each) for each in prompts]))
 
 
 def _capped(value: float) -> float:
