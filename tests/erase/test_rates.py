@@ -41,7 +41,8 @@ def test_one_update_moves_an_output_by_about_the_pace():
 def test_vectors_and_zeros_get_the_median_of_the_rest():
     found = fitted({**matrices(), "bias": torch.ones(320), "zero": torch.zeros(8, 8)}, 0.05)
     assert found["bias"] == found["zero"] == sorted(found[n] for n in ("320", "640", "1280"))[1]
-    assert 0 < fitted({"bias": torch.ones(5)}, 0.05)["bias"] < 0.05 and fitted({"zero": torch.zeros(3)}, 0.05)["zero"] > 0
+    assert 0 < fitted({"bias": torch.ones(5)}, 0.05)["bias"] < 0.05
+    assert fitted({"zero": torch.zeros(3)}, 0.05)["zero"] > 0
 
 
 @pytest.mark.parametrize("lr", [None, 2e-3])
@@ -62,13 +63,14 @@ def test_a_rate_given_is_one_group_as_before(sd):
         assert len(plain("ablate", lr=None).groups(student)) == len(student.params)
 
 
-STOPS = {"steps": 60, "batch": 4, "images": 8, "lr": 0.02, "look_every": 5, "retain_weight": 0.0}
+# A model of random weights goes no further than a quarter of the way.
+STOPS = {"steps": 60, "batch": 4, "images": 16, "retain_images": 8, "lr": None, "look_every": 10, "erased_at": 0.1}
 
 
 def test_training_ends_when_the_concept_is_erased_and_resumes_to_the_bit(sd, tmp_path):
     whole = erase(sd, CONCEPT, quick("ablate", **STOPS), seed=5)
     taken = whole.meta["steps_taken"]
-    assert 0 < taken < 60 and taken % 5 == 0
+    assert 0 < taken < 60 and taken % 10 == 0
 
     class Stop(Exception):
         pass
