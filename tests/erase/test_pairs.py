@@ -38,9 +38,7 @@ def test_ids_are_those_that_the_encoders_read(model, prompt):
 def test_f1_a_long_caption_is_no_pair(model):
     found = readable(model, ConceptSet.of(concept(captions=(CUT, SHORT))))
     assert found.concepts[0].captions == (SHORT,) and found.captions == 1
-    assert found.left_out == (
-        "'twemoji': of 2 captions left out: 1 with the same prompt twice, as the model reads it",
-    )
+    assert found.left_out == ("'twemoji': of 2 captions left out: 1 with the same prompt twice, as the model reads it",)
     pair = concept(captions=(CUT,)).pairs()[0]
     assert torch.equal(model.encode([pair.anchor]).hidden, model.encode([pair.target]).hidden)
 
@@ -59,7 +57,9 @@ def test_f1_no_method_runs_when_no_pair_is_left(sd, name, tmp_path):
 def test_f1_what_is_left_out_does_not_change_the_result(sd, name):
     ways = ((CUT, SHORT), (SHORT,))
     deltas = [erase(sd, concept(captions=way), quick(name), seed=1) for way in ways]
-    assert deltas[0].meta["concepts"] == deltas[1].meta["concepts"] and deltas[0].meta["concepts"][0]["captions"] == [SHORT]
+    assert deltas[0].meta["concepts"] == deltas[1].meta["concepts"] and deltas[0].meta["concepts"][0]["captions"] == [
+        SHORT
+    ]
     assert all(torch.equal(deltas[0].tensors[key], value) for key, value in deltas[1].tensors.items())
 
 

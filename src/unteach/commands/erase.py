@@ -12,9 +12,10 @@ from unteach.commands.options import Erase
 from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
 from unteach.core import masks, state
+from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
-from unteach.erase import erase
+from unteach.erase import Job, erase
 from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError, UnteachError
 from unteach.report import model_card, view
@@ -43,7 +44,7 @@ def run(options: Erase) -> int:
     say(f"erasing {targets} from {plan.model} with {plan.method.name}")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(line)
-    say(f"{len(read.concepts.pairs())} prompt pairs, {len(read.concepts.retain())} prompts to keep")
+    say(f"{len(read.concepts.pairs())} prompt pairs, {_kept(plan, model, read.concepts)} prompts to keep")
     if (plan.out / "delta.safetensors").exists():
         say(f"{plan.out} holds the finished result")
     elif known:
@@ -135,6 +136,11 @@ def _spend(out: Path, seconds: float) -> None:
         return  # a full disk: the error that is on its way says more
 
 
+def _kept(plan: Plan, model: Model, concepts: ConceptSet) -> int:
+    """How many prompts the method really keeps."""
+    return len(plan.method.retained(Job(model=model, concepts=concepts, seed=plan.seed)))
+
+
 class _Compact(yaml.SafeDumper):
     """YAML with lists of texts in running lines, broken between texts: hundreds of prompts stay readable."""
 
@@ -168,12 +174,11 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     say(f"{pairs}; {noops} of {offered} captions are no-ops and left out" if offered else f"{pairs}; 0 no-ops")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(f"  {line}")
-    say(f"{len(read.concepts.retain())} prompts to keep")
+    say(f"{_kept(plan, model, read.concepts)} prompts to keep")
     cost = estimate(model, plan.method, read.concepts)
-    say(
-        f"estimate: {view.duration(cost.seconds)} ({view.duration(cost.drawing)} drawing, "
-        f"{view.duration(cost.training)} training), {view.size(cost.memory)} of memory"
-    )
+    parts = (("drawing", cost.drawing), ("training", cost.training), ("checking the result", cost.checking))
+    listed = ", ".join(f"{view.duration(seconds)} {name}" for name, seconds in parts)
+    say(f"estimate: {view.duration(cost.seconds)} ({listed}), {view.size(cost.memory)} of memory")
     say(f"  only an estimate: {cost.how}")
     if known:
         say(f"{plan.out} holds this run already: it would go on")

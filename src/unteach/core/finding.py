@@ -5,9 +5,10 @@ reads a record (the page, the card) says the same words without a model.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from unteach.core.registry import near
 from unteach.errors import DataError
@@ -16,13 +17,20 @@ __all__ = ["Effect", "Finding", "Outcome"]
 
 Outcome = Literal["nothing", "partly", "gone", "erased", "undecided"]
 
-ERASED_TOWARDS = 0.6
-ERASED_LEFT = 0.5
-GONE_MOVED = 0.6
-NOTHING_TOWARDS = 0.15
-NOTHING_MOVED = 0.15
+ERASED_TOWARDS, ERASED_LEFT = 0.58, 0.75
+"""Erased: at least this share of the way to the anchor, and at most this share of the distance left."""
+GONE_MOVED = 0.65
+"""Gone: moved at least this far, in units of the distance between target and anchor."""
+NOTHING_TOWARDS, NOTHING_LEFT = 0.2, 0.95
+"""Nothing happened: less than this share of the way, or at least this share of the distance left."""
 LEAST_APART = 0.01
-MOST_REST = 0.15
+"""Undecided: target and anchor differ by less than this share of the natural spread."""
+MOST_REST = 0.35
+"""The rest is kept: moved at most this share of the natural spread.
+
+All of them were chosen on the bundled model with its two judges (docs/erase.md says on what), not on the concepts and
+the pipeline that verdict and judge are compared on.
+"""
 
 WORDS: Mapping[Outcome, str] = {
     "nothing": "nothing happened",
@@ -69,7 +77,7 @@ class Effect:
             return "erased"
         if self.moved >= GONE_MOVED:
             return "gone"
-        if self.towards < NOTHING_TOWARDS and self.moved < NOTHING_MOVED:
+        if self.towards < NOTHING_TOWARDS or self.left >= NOTHING_LEFT:
             return "nothing"
         return "partly"
 
@@ -114,7 +122,8 @@ class Finding:
     @property
     def verdict(self) -> str:
         """In words, the worst concept decides: "erased, the rest kept", "nothing happened" and so on."""
-        outcome = min((effect.outcome for effect in self.concepts), key=WORST_FIRST.index, default="undecided")
+        found = [effect.outcome for effect in self.concepts]
+        outcome = min(found, key=WORST_FIRST.index) if found else "undecided"
         if outcome == "nothing" and self.kept:
             return WORDS[outcome]
         return f"{WORDS[outcome]}, the rest {'kept' if self.kept else 'hurt'}"
@@ -154,7 +163,7 @@ def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
     """The record's values, checked: exactly the fields of ``kind``, each of its type."""
     if not isinstance(record, Mapping):
         raise DataError(f"{where}: must be a mapping", found=type(record).__name__)
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    fields = get_type_hints(kind)
     for key in record:
         if key not in fields:
             raise DataError(f"{where}: unknown key '{key}'", fix=near(str(key), fields))
@@ -162,6 +171,8 @@ def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
         if name not in record:
             raise DataError(f"{where}: '{name}' is missing")
         value = record[name]
+        if wanted is float and isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: '{name}' must be a finite number", found=value)
         if wanted in _TYPES and (not isinstance(value, _TYPES[wanted]) or isinstance(value, bool)):
             raise DataError(f"{where}: '{name}' must be {wanted.__name__}", found=repr(value)[:80])
     return dict(record)

@@ -96,11 +96,13 @@ def erase(
             return kept
     # Whatever mode the caller is in, methods that train need gradients.
     with torch.inference_mode(False), torch.enable_grad():
-        delta = method.run(job) if kept is None else kept
+        delta, stay = method.run(job) if kept is None else kept, method.retained(job)
+        meta = {**delta.meta, "prompts": {"pairs": len(job.concepts.pairs()), "kept": len(stay)}}
         if check:
-            found = Check.of(model, job.concepts, seed).measure(delta)
-            delta = dataclasses.replace(delta, meta={**delta.meta, "check": found.to_dict()})
+            found = Check.of(model, job.concepts, seed, avoid=stay).measure(delta)
+            meta["check"] = found.to_dict()
             warn(found)
+        delta = dataclasses.replace(delta, meta=meta)
     if path is not None and PartialState().is_main_process:
         delta.save(path)
     return delta

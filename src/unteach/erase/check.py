@@ -23,7 +23,7 @@ from unteach.diffusion.sample import sample
 from unteach.diffusion.tokens import Ids, read
 from unteach.errors import NumericsError
 
-__all__ = ["Check", "Effect", "Finding", "warn"]
+__all__ = ["Check", "Effect", "Finding", "passes", "warn"]
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ GENERIC = (
 )
 """Captions of the check's own for what no concept names."""
 
-TARGETS, REST, STEPS, GUIDANCE = 16, 24, 4, 3.0
-"""Pictures a concept, pictures of the rest, sampling steps, classifier-free guidance."""
+TARGETS, REST, NOISES, STEPS, GUIDANCE = 16, 24, 4, 2, 3.0
+"""Prompts a concept, prompts of the rest, noises, sampling steps, classifier-free guidance."""
 FREQUENT = 4000
 CAP = 99.0
 """What a number is cut to; also what outputs that are not finite count as."""
@@ -80,7 +80,7 @@ class Check:
         targets: target prompts of each concept (may be empty when the model cannot tell the names apart).
         anchors: the same prompts with the anchor's name.
         rest: unrelated prompts.
-        noises: seeds of the noise; prompt i of any list uses the i-th.
+        noises: seeds of the noise; the prompts of any list take them in turn.
         seed: what all of it was drawn from.
         before: old outputs: of each concept's targets, of its anchors, of the rest.
         spread: mean squared distance between outputs of different unrelated prompts from the same noise.
@@ -113,14 +113,11 @@ class Check:
         taken = {read(model, prompt) for prompt in known}
         pairs = [_pairs(model, concept, words, taken) for concept in concepts]
         rest = _rest(model, concepts, words, taken)
-        noises = tuple(seeds.integer(seed, "check noise", i) for i in range(max(TARGETS, REST)))
+        noises = tuple(seeds.integer(seed, "check noise", i) for i in range(NOISES))
         targets = tuple(tuple(t for t, _ in each) for each in pairs)
         anchors = tuple(tuple(a for _, a in each) for each in pairs)
         drawn = _draw(model, [*targets, *anchors, rest], noises)
-        # The same noise under every unrelated prompt: what the prompts alone make of it.
-        same = _draw(model, [rest], [noises[0]] * len(rest))[0]
-        spread = 2 * float((same - same.mean(0)).square().mean()) * len(same) / (len(same) - 1)
-        count = len(concepts)
+        spread, count = natural_spread(drawn[-1], NOISES), len(concepts)
         before = (tuple(drawn[:count]), tuple(drawn[count : 2 * count]), drawn[-1])
         return cls(model, concepts, targets, anchors, rest, noises, seed, before, spread)
 
@@ -148,9 +145,16 @@ def warn(finding: Finding) -> None:
         log.warning("the erasure was checked: %s; %s", finding.verdict, "; ".join(finding.lines()))
 
 
-def pictures(concepts: int) -> int:
-    """How many latents one check samples, before and after together."""
-    return concepts * 3 * TARGETS + 3 * REST
+def passes(concepts: int) -> int:
+    """Forward passes of one latent that a check of so many concepts takes: before, after, with and without prompt."""
+    return (concepts * 3 * TARGETS + 2 * REST) * STEPS * 2
+
+
+def natural_spread(outputs: Tensor, noises: int) -> float:
+    """Mean squared distance between outputs ``(N, …)`` of different prompts from the same noise: every ``noises``-th."""
+    groups = [outputs[i::noises].double() for i in range(noises)]
+    spreads = [2 * float(group.var(0).mean()) for group in groups if len(group) > 1]
+    return sum(spreads) / max(1, len(spreads))
 
 
 def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> Effect:
@@ -217,9 +221,9 @@ def _rest(model: Model, concepts: ConceptSet, words: Sequence[str], taken: set[I
 
 
 def _draw(model: Model, prompts: Sequence[Sequence[str]], noises: Sequence[int]) -> list[Tensor]:
-    """Latents of a few sampling steps, a list a list of prompts; prompt i of each list from the i-th noise."""
+    """Latents ``(N, C, h, w)`` of a few sampling steps, one tensor a list of prompts."""
     flat = [prompt for each in prompts for prompt in each]
-    numbers = [noises[i] for each in prompts for i in range(len(each))]
+    numbers = [noises[i % len(noises)] for each in prompts for i in range(len(each))]
     try:
         latents = sample(
             model,

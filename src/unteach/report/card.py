@@ -60,6 +60,8 @@ def model_card(
         for key, label in (("family", "Model family"), ("base", "Base digest"), ("seed", "Seed"))
         if key in meta
     ]
+    if isinstance(counts := meta.get("prompts"), Mapping):
+        lines += [f"* Prompts: {_code(counts.get('pairs'))} pairs, {_code(counts.get('kept'))} to keep"]
     lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
     lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
     lines += ["```", ""]
