@@ -2,8 +2,9 @@
 
     python benchmarks/strange_model.py --work FOLDER
 
-Real classes of diffusers and transformers, trained by the library's own loop and fine-tuning, with everything unlike the
-bundled model: words, tokenizer, widths, noise schedule, a learned autoencoder of 8 channels, text states of another scale.
+Real classes of diffusers and transformers, trained by the library's own loop and fine-tuning, with everything unlike
+the bundled model: words, tokenizer, widths, noise schedule, a learned autoencoder of 8 channels, text states of another
+scale.
 Stages (``words``, ``eye``, ``judge``, ``denoiser``) leave their files in FOLDER; what is there is kept. At the end the
 judge says how often the pipeline draws what held-out templates ask for; below 90 % of objects or styles it is an error.
 """
@@ -128,9 +129,7 @@ def words(work: Path) -> None:
         out=work / "words", save_every=100, label="words",
     ).run(step)  # fmt: skip
     with torch.no_grad():
-        norm: Any = encoder.get_submodule(
-            "text_model.final_layer_norm" if hasattr(encoder, "text_model") else "final_layer_norm"
-        )
+        norm = next(m for name, m in encoder.named_modules() if name.endswith("final_layer_norm"))
         norm.weight.mul_(TEXT_SCALE)
         norm.bias.mul_(TEXT_SCALE)
     encoder.save_pretrained(work / "pipeline" / "text_encoder")
