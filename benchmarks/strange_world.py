@@ -1,6 +1,6 @@
 """A small world that the library has never seen: drawn shapes in drawn styles, with words of its own.
 
-Ten shapes × six styles at 32 px, computed from formulas, no file is read. ``strange_model.py`` trains a pipeline and a
+Ten shapes × six styles at 16 px, computed from formulas, no file is read. ``strange_model.py`` trains a pipeline and a
 judge on it. Nothing here is shared with the bundled model's world.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from unteach.core import seeds
 from unteach.data.concepts import fill
 
-SIZE = 32
+SIZE = 16
 OBJECTS = ("ball", "box", "tent", "star", "cross", "ring", "heart", "moon", "arrow", "hourglass")
 STYLES = ("brick", "ocean", "neon", "candy", "chalk", "sand")
 TRAIN_TEMPLATES = (
@@ -26,24 +26,24 @@ HELD_OUT_TEMPLATES = (
     "an image of a {style} {object}", "a photo of a {object} in {style} style", "{object} in the style of {style}",
     "here is a {style} {object}",
 )  # fmt: skip
-FILLER = tuple(
-    "about above again air along always animal apple arm around away back bad bag balance bank basket bath bell best "
-    "big bird blue board boat body bone book both bottle bread bridge bright broken brown brush bucket building cake "
-    "camera card cart castle cat chain chair city clean clear clock cloud coat cold copy corner cotton country cover "
-    "cow cup cut dark deep desk dog door down drop dry early earth east egg end engine every eye face fall family farm "
-    "fast feather field fire fish flag flat floor flower fly foot forest fork free fresh friend front fruit full game "
-    "garden gate gift girl glass gold good grass great green grey group hair hammer hand happy hard hat heavy hill "
-    "hole home horse hot hour house ice ink iron island jewel journey key kind king kitchen knee knife knot lake land "
-    "last late leaf leg letter light line lip little lock long loud low machine man map market meal metal middle milk "
-    "mind morning mountain mouth music nail name narrow near neck needle nest net new night noise north nose number "
-    "nut office oil old open orange other oven page paint paper parcel part pen pencil person picture pin pipe place "
-    "plane plant plate pocket point pot potato present pump purple queen quick quiet rail rain receipt red rice river "
-    "road rod roof room root round salt school sea seat seed sheep shelf ship shirt shoe short silk silver sky slow "
-    "smooth snake snow soap sock soft song south spade sponge spoon spring square stamp station stem stick stone store "
-    "street strong sugar summer sun table tail tall thin thread thumb ticket tongue tooth town train tray tree "
-    "trousers umbrella under wall warm watch water wave wet wheel whistle white wide wind window wing winter wire wood "
-    "wool word worm yellow young".split()
-)
+_WORDS = """
+about above again air along always animal apple arm around away back bad bag balance bank basket bath bell best big
+bird blue board boat body bone book both bottle bread bridge bright broken brown brush bucket building cake camera
+card cart castle cat chain chair city clean clear clock cloud coat cold copy corner cotton country cover cow cup cut
+dark deep desk dog door down drop dry early earth east egg end engine every eye face fall family farm fast feather
+field fire fish flag flat floor flower fly foot forest fork free fresh friend front fruit full game garden gate gift
+girl glass gold good grass great green grey group hair hammer hand happy hard hat heavy hill hole home horse hot
+hour house ice ink iron island jewel journey key kind king kitchen knee knife knot lake land last late leaf leg
+letter light line lip little lock long loud low machine man map market meal metal middle milk mind morning mountain
+mouth music nail name narrow near neck needle nest net new night noise north nose number nut office oil old open
+orange other oven page paint paper parcel part pen pencil person picture pin pipe place plane plant plate pocket
+point pot potato present pump purple queen quick quiet rail rain receipt red rice river road rod roof room root
+round salt school sea seat seed sheep shelf ship shirt shoe short silk silver sky slow smooth snake snow soap sock
+soft song south spade sponge spoon spring square stamp station stem stick stone store street strong sugar summer sun
+table tail tall thin thread thumb ticket tongue tooth town train tray tree trousers umbrella under wall warm watch
+water wave wet wheel whistle white wide wind window wing winter wire wood wool word worm yellow young
+"""
+FILLER = tuple(_WORDS.split())
 
 
 def caption(template: str, obj: str, style: str) -> str:
@@ -129,7 +129,7 @@ _COLOURS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, flo
 
 
 def render(objects: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (N, 3, 32, 32) in [0, 1]; place, size, turn and colours vary a little.
+    """Pictures (N, 3, 16, 16) in [0, 1]; place, size, turn and colours vary a little.
 
     Args:
         objects: (N,) places in :data:`OBJECTS`.
@@ -140,7 +140,7 @@ def render(objects: Tensor, styles: Tensor, generator: torch.Generator) -> Tenso
     line = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     draw = torch.rand(n, 4, generator=generator) * 2 - 1
-    scale = (0.72 + 0.06 * draw[:, 2])[:, None, None]
+    scale = (0.78 + 0.06 * draw[:, 2])[:, None, None]
     dx, dy = ((x - 0.1 * draw[:, 0, None, None]) / scale, (y - 0.1 * draw[:, 1, None, None]) / scale)
     turn = (0.1 * draw[:, 3])[:, None, None]
     u, v = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
@@ -152,12 +152,12 @@ def render(objects: Tensor, styles: Tensor, generator: torch.Generator) -> Tenso
     edge = torch.sigmoid(((away + 0.16).abs() - 0.14) * scale * -SIZE)[:, None]
     textures = torch.stack(
         [
-            (torch.sin(v * 11) > 0.3).float(),
+            (torch.sin(v * 8) > 0.2).float(),
             ((v + 1) / 2).clamp(0, 1),
             1 - edge[:, 0],
             ((torch.sin(u * 7) * torch.sin(v * 7)) > 0).float(),
-            (torch.sin((u + v) * 9) > 0).float(),
-            ((torch.sin(u * 11) > 0.35) & (torch.sin(v * 11) > 0.35)).float(),
+            (torch.sin((u + v) * 6) > 0).float(),
+            ((torch.sin(u * 8) > 0.1) & (torch.sin(v * 8) > 0.1)).float(),
         ]
     )
     mix = textures[styles, torch.arange(n)][:, None]
@@ -173,9 +173,9 @@ def garbage(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Ten
     styles = torch.randint(len(STYLES), (count,), generator=generator)
     whole = render(objects, styles, generator)
     noise = torch.rand(whole.shape, generator=generator)
-    coarse = torch.nn.functional.interpolate(noise[:, :, :5, :5], size=SIZE, mode="bilinear")
+    coarse = torch.nn.functional.interpolate(noise[:, :, :4, :4], size=SIZE, mode="bilinear")
     order = torch.randperm(16, generator=generator)
-    cells = whole.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)[:, :, order]
+    cells = whole.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)[:, :, order]
     shuffled = cells.unflatten(2, (4, 4)).permute(0, 1, 2, 4, 3, 5).reshape(whole.shape)
     blend = (whole + render(objects.roll(1), styles, generator).roll(1, 0)) / 2
     kind = torch.arange(count) % 4

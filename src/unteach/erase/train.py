@@ -28,9 +28,6 @@ from unteach.erase.check import Check
 from unteach.erase.job import Job
 from unteach.erase.method import Method, setting
 
-TOWARDS, LEFT = 0.8, 0.35
-"""How far on the way to the anchor a concept must be for training to end early: further than "erased" asks."""
-
 Objective = tuple[Callable[[Step], Mapping[str, float | Tensor]], dict[str, Stateful]]
 """One training step, and what must be saved besides the weights and the optimiser."""
 
@@ -48,8 +45,9 @@ class Trained(Method):
         lr_warm_up: first updates, over which the rate rises linearly.
         lr_schedule: the rate after that.
         weight_decay: AdamW's, towards zero weights.
-        look_every: updates between two looks, by the check that ends every erasure but on prompts of its own, at
-            whether all concepts are erased; training ends when they are. 0 never looks.
+        look_every: updates between two looks at whether all concepts are erased, by the check that ends every erasure
+            but on other prompts; then training ends. 0 never looks.
+        erased_at: share of the way to the anchor at which a look takes a concept as erased.
         clip: largest global norm of a gradient; 0 turns clipping off.
         t_min: first timestep of the range to train on, as a share of all timesteps.
         t_max: end of that range.
@@ -70,6 +68,7 @@ class Trained(Method):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = setting(1e-2, low=0)
     look_every: int = setting(50, low=0)
+    erased_at: float = setting(0.8, low=0, high=1)
     clip: float = setting(1.0, low=0)
     t_min: float = setting(0.0, low=0, high=1)
     t_max: float = setting(1.0, low=0, high=1)
@@ -178,8 +177,8 @@ class Watch:
             return
         self.student.refresh()
         self.job.model.weights_changed()
-        effects = self.check.measure().concepts
-        if all(e.outcome == "erased" and e.towards >= TOWARDS and e.left <= LEFT for e in effects):
+        share, effects = self.method.erased_at, self.check.measure().concepts
+        if all(e.prompts and e.towards >= share and e.left <= 2 * (1 - share) for e in effects):
             self.done = done
             raise Erased
 

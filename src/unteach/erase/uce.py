@@ -25,7 +25,6 @@ from unteach.erase.job import Job
 from unteach.erase.method import Method, methods, presets, setting
 from unteach.errors import DataError, ModelError
 
-
 ERASED, KEPT = 64.0, 240.0
 """Weights of all target prompts and of all kept prompts together, with ``balance``."""
 
