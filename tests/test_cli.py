@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.toys import KINDS, build
 from unteach.canvas import model_path
 from unteach.cli import main
 from unteach.commands import demo
+from unteach.commands.erase import NOT_AS_ASKED
 from unteach.data.world import OBJECTS, STYLES
 from unteach.diffusion.delta import WeightDelta
 from unteach.erase import methods, presets
@@ -22,6 +24,8 @@ from unteach.evaluate.results import ConceptRecord, Metric, Results
 QUICK = [
     "steps=4", "warm_up=1", "batch=2", "lr=0.01", "d_width=8", "images=4", "retain_images=4", "num_inference_steps=2",
 ]  # fmt: skip
+DONE = (0, NOT_AS_ASKED)
+"""A toy learns little in four steps: that the command ended well is one thing, what its check found another."""
 CONCEPT = ["--target", "twemoji", "--anchor", "openmoji", "--kind", "style", "--prompts", "a {} dog", "{} cat"]
 
 
@@ -48,12 +52,15 @@ def test_erase_writes_a_delta_its_card_and_its_settings(
     kind: str, toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(toy_command(toys[kind], out, "--seed", "3", "--device", "cpu")) == 0
+    assert main(toy_command(toys[kind], out, "--seed", "3", "--device", "cpu")) in DONE
     delta = WeightDelta.load(out / "delta.safetensors")
     assert delta.norm() > 0 and delta.meta["seed"] == 3 and delta.meta["config"]["steps"] == 4
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["d_width"] == 8 and config["concepts"][0]["prompts"] == ["a {} dog", "{} cat"]
-    assert "# Without twemoji" in (out / "README.md").read_text()
+    assert (
+        delta.check is not None
+        and f"Checked when it was made: {delta.check.verdict}" in (out / "README.md").read_text()
+    )
     assert json.loads((out / "cost.json").read_text())["seconds"] > 0
     said = capsys.readouterr().out
     assert "twemoji → openmoji (style)" in said and "2 prompt pairs" in said
@@ -66,16 +73,16 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    assert main(toy_command(toys["sd"], whole)) == 0
-    assert main(toy_command(toys["sd"], out)) == 0
+    assert main(toy_command(toys["sd"], whole)) in DONE
+    assert main(toy_command(toys["sd"], out)) in DONE
     # As after an interruption between the last checkpoint and the result.
     (out / "delta.safetensors").unlink()
-    assert main(toy_command(toys["sd"], out)) == 0
+    assert main(toy_command(toys["sd"], out)) in DONE
     assert "going on" in capsys.readouterr().out
     assert (out / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
 
     before = files(out)
-    assert main(toy_command(toys["sd"], out, "--threads", "1")) == 0  # not part of what decides the result
+    assert main(toy_command(toys["sd"], out, "--threads", "1")) in DONE  # not part of what decides the result
     assert "holds the finished result" in capsys.readouterr().out
     assert files(out) == before
     for other, difference in (
@@ -98,12 +105,12 @@ def test_stages_without_a_configuration_are_compared_before_anything_is_written(
     toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(toy_command(toys["sd"], out)) == 0
+    assert main(toy_command(toys["sd"], out)) in DONE
     (out / "config.json").unlink()
     before = files(out)
     assert main(toy_command(toys["sd"], out, "--seed", "9")) == 2
     assert "another run" in capsys.readouterr().err and files(out) == before
-    assert main(toy_command(toys["sd"], out)) == 0 and (out / "config.json").exists()
+    assert main(toy_command(toys["sd"], out)) in DONE and (out / "config.json").exists()
 
 
 def test_configuration_file_and_overrides(
@@ -124,14 +131,14 @@ def test_configuration_file_and_overrides(
     assert shown["concepts"][0]["target"] == "noto"
 
     line = ["--set", "lam=1", "--set", "tokens=last", "--seed", "6", *CONCEPT]
-    assert main(["erase", "--config", str(file), *line, "--out", str(tmp_path / "run")]) == 0
+    assert main(["erase", "--config", str(file), *line, "--out", str(tmp_path / "run")]) in DONE
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["settings"]["lam"] == 1.0 and config["settings"]["erase_scale"] == 2.0 and config["seed"] == 6
     assert config["settings"]["tokens"] == "last" and [c["target"] for c in config["concepts"]] == ["twemoji"]
 
     # What was saved is itself a configuration, and gives the same bits.
     saved = ["--config", str(tmp_path / "run" / "config.json")]
-    assert main(["erase", *saved, "--out", str(tmp_path / "again")]) == 0
+    assert main(["erase", *saved, "--out", str(tmp_path / "again")]) in DONE
     deltas = [(tmp_path / name / "delta.safetensors").read_bytes() for name in ("run", "again")]
     assert deltas[0] == deltas[1]
 
@@ -141,7 +148,8 @@ def test_several_concepts_from_a_file(toys: dict[str, Path], tmp_path: Path) -> 
     file.write_text("target,anchor,kind,prompts\ntwemoji,openmoji,style,a {} dog;a {} cat\nbomb,apple,object,a {}\n")
     out = tmp_path / "run"
     assert (
-        main(["erase", "--model", str(toys["sd"]), "--concepts", str(file), "--method", "uce", "--out", str(out)]) == 0
+        main(["erase", "--model", str(toys["sd"]), "--concepts", str(file), "--method", "uce", "--out", str(out)])
+        in DONE
     )
     meta = WeightDelta.load(out / "delta.safetensors").meta
     assert [c["target"] for c in meta["concepts"]] == ["twemoji", "bomb"]
@@ -156,8 +164,97 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     shown = yaml.safe_load(said.split("\n\n")[0])
     assert shown["method"] == "doco" and shown["settings"]["warm_up"] == 1 and shown["out"] == str(out)
+    assert re.search(r"estimate: .*training, .* s checking the result", said)
     assert "would move" in said and "100.00%" in said and "2 prompt pairs; 0 no-ops" in said
     assert "estimate:" in said and "only an estimate: at batch 2" in said and "nothing was written" in said
+
+
+def test_u2_the_exit_code_says_what_the_check_found(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "idle"
+    idle = toy_command(toys["sd"], out, "--set", "lr=1e-9", "weight_decay=0")
+    assert main(idle) == NOT_AS_ASKED == 4
+    said = capsys.readouterr()
+    assert "did it work? nothing happened" in said.out and "twemoji → openmoji: nothing happened (0 %" in said.out
+    assert "the rest: kept (moved 0.00 of" in said.out
+    assert "WARNING" not in said.err  # said once, not by the library again
+    assert "# To erase twemoji" in (card := (out / "README.md").read_text()) and "nothing happened" in card
+    assert (out / "delta.safetensors").exists()  # written all the same
+    before = files(out)
+    assert main(idle) == 4 and files(out) == before  # the finished run says the same
+    assert "did it work? nothing happened" in capsys.readouterr().out
+    # The page of an evaluation says it, too.
+    (tmp_path / "keep.txt").write_text("a red car\n")
+    few = ["--prompts", str(tmp_path / "keep.txt"), "--num-inference-steps", "2"]
+    assert main(["evaluate", "--run", str(out), *few]) == 0
+    results = Results.load(out / "evaluation" / "results.json")
+    assert results.check == WeightDelta.load(out / "delta.safetensors").check is not None
+    assert main(["report", str(out / "evaluation"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "the check without a judge" in page and "nothing happened" in page
+    # Half of the delta was never checked.
+    assert main(["evaluate", "--run", str(out), *few, "--scale", "0.5", "--out", str(tmp_path / "half")]) == 0
+    assert Results.load(tmp_path / "half" / "results.json").check is None
+
+
+@pytest.mark.parametrize("method", ["uce", "ablate", "doco"])
+def test_f14_every_method_takes_the_same_templates_and_a_refused_plan_leaves_no_folder(
+    method: str, toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--set", *(QUICK if method == "doco" else QUICK[:1] + QUICK[2:4] + QUICK[5:])] if method != "uce" else []
+    line = ["erase", "--model", str(toys["sd"]), "--target", "dog", "--anchor", "cat", "--method", method, *quick]
+    plural = ["--prompts", "a photo of {}", "two {}s in the house"]
+    assert main([*line, *plural, "--dry-run"]) == 0
+    assert "2 prompt pairs" in capsys.readouterr().out
+    assert main([*line, *plural, "--out", str(tmp_path / "run")]) in DONE
+    assert "2 prompt pairs" in capsys.readouterr().out
+    # The name stands beyond what the model reads: refused by the dry run and by the run, with nothing left behind.
+    beyond = ["--prompts", "a red car in the house " * 6 + "{}"]
+    for more in (["--dry-run"], ["--out", str(tmp_path / "none")]):
+        assert main([*line, *beyond, *more]) == 2
+        assert "no prompt pair of 'dog' is left" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_is_refused_before_it_begins_takes_its_configuration_back(
+    toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["erase", "--model", str(toys["sd"]), *CONCEPT, "--method", "uce"]
+    line = [*base, "--out", str(tmp_path / "run")]
+    foreign = ["--set", "train=[conv_in.*]"]  # only the method itself knows that it cannot edit these
+    assert main([*line, *foreign]) == 2
+    assert "UCE can only edit keys and values" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    # A folder that was there, with the user's file, stays as it was; the corrected command is no other run.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main([*line, *foreign]) == 2
+    assert files(tmp_path / "run") == {"notes.txt": b"mine"}
+    assert main(line) in DONE
+    # A begun run keeps its configuration when it is refused later.
+    before = files(tmp_path / "run")
+    assert main([*line, *foreign]) == 2 and files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("method", ["uce", "ablate"])
+@pytest.mark.parametrize("retain", [[], ["--retain", "a red car", "a mono cat"]])
+def test_f15_plan_run_and_card_say_the_number_of_prompts_that_are_kept(
+    method: str, retain: list[str], toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--set", *QUICK[:1], *QUICK[2:4], *QUICK[5:]] if method == "ablate" else []
+    line = ["erase", "--model", str(toys["sd"]), *CONCEPT, "--method", method, *quick, *retain]
+    assert main([*line, "--dry-run"]) == 0
+    (planned,) = re.findall(r"^(\d+) prompts to keep", capsys.readouterr().out, re.M)
+    assert main([*line, "--out", str(tmp_path / "run")]) in DONE
+    (said,) = re.findall(r"(\d+) prompts to keep", capsys.readouterr().out)
+    (card,) = re.findall(r"pairs, (\d+) to keep", (tmp_path / "run" / "README.md").read_text())
+    delta = WeightDelta.load(tmp_path / "run" / "delta.safetensors")
+    assert planned == said == card == str(delta.meta["prompts"]["kept"]) and int(planned) > 0
+    if method == "uce" and not retain:  # and they are kept: without them the values of the rest move further
+        assert main([*line, "--set", "kept_words=0", "--out", str(tmp_path / "bare")]) in DONE
+        assert "0 prompts to keep" in capsys.readouterr().out
+        bare = WeightDelta.load(tmp_path / "bare" / "delta.safetensors")
+        assert bare.check is not None and delta.check is not None and bare.check.rest > delta.check.rest
 
 
 def test_captions_without_the_anchor_are_counted_and_said(
@@ -170,7 +267,7 @@ def test_captions_without_the_anchor_are_counted_and_said(
     assert "1 prompt pairs; 2 of 3 captions are no-ops and left out" in said.out
     assert "1 with no anchor word (a no-op pair), 1 with the target named already" in said.out
     assert "WARNING" not in said.err  # said once, not by the library again
-    assert main([*base, *captions, "--out", str(tmp_path / "run")]) == 0
+    assert main([*base, *captions, "--out", str(tmp_path / "run")]) in DONE
     assert "of 3 captions dropped: 1 with no anchor word" in capsys.readouterr().out
     assert main([*base, "--captions", "a dog", "a cat", "--out", str(tmp_path / "none")]) == 2
     assert "none of the 2 captions of 'bomb' can be used" in capsys.readouterr().err
@@ -304,7 +401,7 @@ def test_an_interruption_is_not_an_error(
         assert main(line) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not (out / "delta.safetensors").exists()
-    assert main(line) == 0 and (out / "delta.safetensors").exists()
+    assert main(line) in DONE and (out / "delta.safetensors").exists()
 
 
 # list, report, help
@@ -367,7 +464,7 @@ def test_other_pipelines_get_drift_and_pictures(
     toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, prompts = tmp_path / "run", tmp_path / "keep.txt"
-    assert main(toy_command(toys["sd"], out)) == 0
+    assert main(toy_command(toys["sd"], out)) in DONE
     small = ["--num-inference-steps", "2", "--batch-size", "4"]
     assert main(["evaluate", "--run", str(out), *small]) == 2
     said = capsys.readouterr().err
@@ -414,7 +511,7 @@ def test_mistakes_of_an_evaluation(toys: dict[str, Path], tmp_path: Path, capsys
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "not the folder of an erasure" in capsys.readouterr().err
     out = tmp_path / "run"
-    assert main(toy_command(toys["sd"], out)) == 0
+    assert main(toy_command(toys["sd"], out)) in DONE
     delta = str(out / "delta.safetensors")
     keep = tmp_path / "keep.txt"
     keep.write_text("a dog\n")
@@ -466,6 +563,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     said = capsys.readouterr()
     for part in ("bomb     loading the model", "drawing training pictures", "trained 8 of 8 steps", "nothing  FAILED"):
         assert part in said.out
+    assert "bomb     checked without a judge: " in said.out and "the check without a judge: " in said.out
     assert "bomb → balloon (object): gone on" in said.out and "IRA (same domain kept)" in said.out
     assert "nothing was not finished (exit code 2)" in said.err and "is not a concept of the demo" in said.err
     page = (tmp_path / "report.html").read_text()

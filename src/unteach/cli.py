@@ -5,7 +5,8 @@ the work. Nothing but the standard library is imported before interrupts are han
 
 Exit codes: 0 done, and for ``guard verify`` conform; 1 ``guard verify`` found a violation, or the demo could not finish
 an erasure; 2 wrong arguments or any other error, with a message that says what to do (no verdict); 3 ``guard verify``
-cannot decide; 128 + n stopped by signal n: 130 interrupted (Ctrl-C), 143 terminated.
+cannot decide; 4 ``erase`` wrote its delta, but its check found something else than "erased, the rest kept"; 128 + n
+stopped by signal n: 130 interrupted (Ctrl-C), 143 terminated.
 """
 
 import os
@@ -17,7 +18,7 @@ from unteach.core.stopping import Stopped, end_with_parent, stoppable
 from unteach.errors import UnteachError, printable, shorten
 
 # What counts is said in full by the commands themselves.
-_SAID_BY_COMMANDS = ("unteach.data.concepts",)
+_SAID_BY_COMMANDS = ("unteach.data.concepts", "unteach.erase.check")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

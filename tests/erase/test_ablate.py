@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.erase.common import CONCEPT, quick, start
+from tests.erase.common import CONCEPT, plain, start
 
 from unteach.core.loop import Step
 from unteach.erase import erase
@@ -13,7 +13,7 @@ from unteach.erase.train import training
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_steps_are_adamw_on_the_papers_loss(sd, teacher, weight):
     """Two steps by hand: U-Net called directly, gradients by backward, torch's own clipping and AdamW."""
-    method = quick("ablate", steps=2, teacher=teacher, retain_weight=weight, detach_first_token=False, clip=0.5)
+    method = plain("ablate", steps=2, teacher=teacher, retain_weight=weight, detach_first_token=False, clip=0.5)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         halves = [[run.batch(Step(i, 2, 3), half) for half in ("unlearn", "retain")] for i in range(2)]
@@ -53,14 +53,14 @@ def test_steps_are_adamw_on_the_papers_loss(sd, teacher, weight):
 def test_the_two_teachers_differ_after_the_first_step(sd, erased):
     for steps, equal in ((1, True), (3, False)):
         a, b = (
-            erase(sd, CONCEPT, quick("ablate", steps=steps, teacher=teacher)) for teacher in ("current", "original")
+            erase(sd, CONCEPT, plain("ablate", steps=steps, teacher=teacher)) for teacher in ("current", "original")
         )
         assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors) == equal
 
 
 @pytest.mark.parametrize("kind", ["sd_v", "sdxl"], indirect=True)
 def test_training_brings_the_target_to_the_anchor(model):
-    method = quick(
+    method = plain(
         "ablate",
         steps=30,
         lr=1e-2,

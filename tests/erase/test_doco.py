@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tests.erase.common import CONCEPT, quick, start
+from tests.erase.common import CONCEPT, plain, start
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -80,7 +80,7 @@ def test_its_weights_are_pytorchs_default_drawn_from_the_seed():
 
 def test_the_warm_up_leaves_the_student_alone(sd):
     """§6.3: the denoiser changes in exactly steps − warm_up steps."""
-    params = quick("doco").selected(sd)
+    params = plain("doco").selected(sd)
     last = [p.detach().clone() for p in params.values()]
     changed = []
 
@@ -89,7 +89,7 @@ def test_the_warm_up_leaves_the_student_alone(sd):
         changed.append(any(not torch.equal(a, b) for a, b in zip(now, last, strict=True)))
         last[:] = now
 
-    method = quick("doco", steps=6, warm_up=4)
+    method = plain("doco", steps=6, warm_up=4)
     erase(sd, CONCEPT, method, on_step=look)
     assert changed == [False] * 4 + [True] * 2 and method.updates() == 2
 
@@ -103,7 +103,7 @@ def game_of(method, model, student):
 @pytest.mark.parametrize("leak", [False, True])
 def test_the_discriminators_gradient_with_and_without_the_leak(sd, leak):
     """§6.6: clean is ∇L_D; as in the official code it is ∇(L_D + L_u)."""
-    method = quick("doco", leak=leak, warm_up=0)
+    method = plain("doco", leak=leak, warm_up=0)
     used: list[torch.Tensor] = []
     with training(sd, method.selected(sd)) as student:
         run, game = game_of(method, sd, student)
@@ -139,7 +139,7 @@ def test_the_discriminators_gradient_with_and_without_the_leak(sd, leak):
 @pytest.mark.parametrize("kind", ["sd", "sd_v"], indirect=True)
 def test_one_step_is_the_papers(kind, model, settings, formula):
     """§1.4 and §2 by hand: one *joint* forward of both halves (§6.8), losses, clipping, projection, AdamW."""
-    method = quick("doco", warm_up=0, steps=1, **settings)
+    method = plain("doco", warm_up=0, steps=1, **settings)
     with training(model, method.selected(model)) as student, first_token_detached(model):
         run, game = game_of(method, model, student)
         # A student that has moved, so that the teacher's answers differ and both gradients are at work.
@@ -209,7 +209,7 @@ def by_hand(g_u, g_r, strength, formula):
 
 def test_some_of_these_steps_had_a_conflict(sd):
     """Otherwise the test above would not have seen the projection."""
-    method = quick("doco", warm_up=0, steps=8)
+    method = plain("doco", warm_up=0, steps=8)
     shares = []
     with training(sd, method.selected(sd)) as student:
         _, game = game_of(method, sd, student)
@@ -221,7 +221,7 @@ def test_the_discriminator_sees_the_student_as_it_was_before_its_update(sd):
     """§1.4.5: in the step of an update D's loss is that of the same step without one."""
     losses = []
     for warm_up in (0, 1):
-        method = quick("doco", warm_up=warm_up, steps=2, lr=0.5)
+        method = plain("doco", warm_up=warm_up, steps=2, lr=0.5)
         with training(sd, method.selected(sd)) as student:
             _, game = game_of(method, sd, student)
             losses.append(float(game.step(Step(0, 2, 3))["discriminator_loss"]))
@@ -229,7 +229,7 @@ def test_the_discriminator_sees_the_student_as_it_was_before_its_update(sd):
 
 
 def test_the_discriminator_learns_what_it_is_told(sd):
-    method = quick("doco", steps=40, warm_up=39, batch=8, d_lr=1e-2, images=8, space="eps")
+    method = plain("doco", steps=40, warm_up=39, batch=8, d_lr=1e-2, images=8, space="eps")
     with training(sd, method.selected(sd)) as student:
         _, game = game_of(method, sd, student)
         for param in student.live.values():
@@ -241,7 +241,7 @@ def test_the_discriminator_learns_what_it_is_told(sd):
 def test_the_log_tells_the_story(sd, tmp_path):
     import json
 
-    erase(sd, CONCEPT, quick("doco", steps=20, warm_up=10), out=tmp_path)
+    erase(sd, CONCEPT, plain("doco", steps=20, warm_up=10), out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
     assert set(lines[0]) == {"step", "discriminator_loss", "discriminator_accuracy"}

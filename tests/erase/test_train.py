@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.erase.common import CONCEPT, quick, start, weights
+from tests.erase.common import CONCEPT, plain, start, weights
 
 from unteach.core.loop import Step
 from unteach.diffusion import load
@@ -36,7 +36,7 @@ def test_training_puts_everything_back_even_after_an_error(model):
 
 
 def test_the_teacher_is_the_original_model_while_the_student_moves(model):
-    method = quick("ablate")
+    method = plain("ablate")
     with training(model, method.selected(model)) as student:
         run = start(method, model, student)
         batch = run.batch(step(), "unlearn")
@@ -51,7 +51,7 @@ def test_the_teacher_is_the_original_model_while_the_student_moves(model):
 
 @pytest.mark.parametrize("start_at", [0, 1])
 def test_nothing_reaches_keys_and_values_through_the_first_token(model, start_at):
-    method = quick("ablate")
+    method = plain("ablate")
     with training(model, method.selected(model)) as student:
         run = start(method, model, student)
         batch = run.batch(step(), "unlearn")
@@ -70,7 +70,7 @@ def test_nothing_reaches_keys_and_values_through_the_first_token(model, start_at
 
 
 def test_later_tokens_still_learn(sd):
-    method = quick("ablate")
+    method = plain("ablate")
     with training(sd, method.selected(sd)) as student, first_token_detached(sd):
         run = start(method, sd, student)
         batch = run.batch(step(), "unlearn")
@@ -79,7 +79,7 @@ def test_later_tokens_still_learn(sd):
 
 
 def test_a_batch_depends_on_seed_step_and_item_alone(sd):
-    method = quick("ablate", batch=4, images=5)
+    method = plain("ablate", batch=4, images=5)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         whole = run.batch(step(2), "unlearn")
@@ -94,7 +94,7 @@ def test_a_batch_depends_on_seed_step_and_item_alone(sd):
 
 
 def test_data_is_used_in_whole_passes(sd):
-    method = quick("ablate", batch=2, images=6)
+    method = plain("ablate", batch=2, images=6)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         rows = [row for index in range(6) for row in run.batch(step(index), "unlearn").rows]
@@ -105,7 +105,7 @@ def test_data_is_used_in_whole_passes(sd):
     ("low", "high", "want"), [(0.0, 1.0, (0, 999)), (0.9, 1.0, (900, 999)), (0.5, 0.5001, (500, 500))]
 )
 def test_timesteps_stay_in_their_range(sd, low, high, want):
-    method = quick("ablate", batch=64, t_min=low, t_max=high)
+    method = plain("ablate", batch=64, t_min=low, t_max=high)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         t = torch.cat([run.batch(step(index), "unlearn").t for index in range(4)])
@@ -126,7 +126,7 @@ def test_rates():
 
 @pytest.mark.parametrize("clip", [0.0, 1.0, 100.0])
 def test_clipping_is_by_the_global_norm(sd, clip):
-    method = quick("ablate", clip=clip)
+    method = plain("ablate", clip=clip)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         grads = [torch.full((3, 4), 2.0), torch.full((2,), -3.0)]
@@ -140,7 +140,7 @@ def test_clipping_is_by_the_global_norm(sd, clip):
 
 def test_the_retain_target_is_the_noise_or_the_teacher(model):
     for target in ("noise", "teacher"):
-        method = quick("ablate", retain_target=target)
+        method = plain("ablate", retain_target=target)
         with training(model, method.selected(model)) as student:
             run = start(method, model, student)
             batch = run.batch(step(), "retain")
@@ -158,12 +158,12 @@ def test_the_retain_target_is_the_noise_or_the_teacher(model):
 def test_half_precision_moves_float32_masters(folder):
     # Updates of 1e-4 are far below bfloat16's spacing at these weights; they must add up nevertheless.
     model = load(folder("sd"), dtype=torch.bfloat16)
-    delta = erase(model, CONCEPT, quick("ablate", lr=1e-4, steps=6, weight_decay=0.0))
+    delta = erase(model, CONCEPT, plain("ablate", lr=1e-4, steps=6, weight_decay=0.0))
     moved = torch.cat([t.flatten() for t in delta.tensors.values()])
     assert 1e-4 < float(moved.abs().max()) < 7e-4
-    big = torch.cat([p.detach().flatten().float() for p in quick("ablate").selected(model).values()]).abs() > 0.2
+    big = torch.cat([p.detach().flatten().float() for p in plain("ablate").selected(model).values()]).abs() > 0.2
     assert float((moved[big] != 0).float().mean()) > 0.9
-    method = quick("ablate")
+    method = plain("ablate")
     with training(model, method.selected(model)) as student:
         name = next(iter(student.live))
         student.params[name].data.add_(1.0)

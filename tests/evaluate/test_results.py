@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unteach.core.finding import Effect, Finding
 from unteach.errors import CheckpointError, DataError
 from unteach.evaluate.results import (
     SCHEMA,
@@ -102,6 +103,14 @@ def full() -> Results:
                 prompts="unlearning set",
                 concept="twemoji",
             ),
+        ),
+        check=Finding(
+            concepts=(
+                Effect(target="twemoji", anchor="noto", towards=0.9, left=0.1, moved=0.8, apart=0.3, prompts=16),
+            ),
+            rest=0.02,
+            prompts=24,
+            seed=3,
         ),
     )
 

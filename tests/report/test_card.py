@@ -3,15 +3,22 @@ from pathlib import Path
 
 from tests.report.pages import make
 
+from unteach.core.finding import Effect, Finding
 from unteach.report import model_card
 from unteach.report.card import escape
 
+FOUND = Finding(
+    concepts=(Effect(target="fluent", anchor="noto", towards=0.01, left=0.98, moved=0.0, apart=0.3, prompts=16),),
+    rest=0.0,
+    prompts=24,
+    seed=0,
+)
 META = {"method": "doco", "concepts": [{"target": "twemoji"}], "family": "sd", "base": "ab12", "seed": 3}
 
 
 def test_a_card_says_what_how_well_and_how_to_undo(tmp_path: Path) -> None:
     card = model_card(META, [make(tmp_path)], name="twemoji.safetensors")
-    assert card.startswith("---\nlibrary_name: diffusers\n") and "# Without twemoji\n" in card
+    assert card.startswith("---\nlibrary_name: diffusers\n") and "# To erase twemoji\n" in card
     assert "`doco`. DoCo: a discriminator" in card and "* Base digest: `ab12`" in card and "* Seed: `3`" in card
     assert "WeightDelta.load('twemoji.safetensors')" in card and "applied.undo()" in card
     assert "**twemoji**: gone on 98 % of prompts, the rest kept at 93 % (erased, rest kept)." in card
@@ -23,7 +30,21 @@ def test_a_card_says_what_how_well_and_how_to_undo(tmp_path: Path) -> None:
 def test_a_card_without_results_promises_nothing() -> None:
     card = model_card({})
     assert "an unnamed concept" in card and "## Measured" not in card and "Method" not in card
-    assert "# Without bomb, mono" in model_card({"concepts": ["bomb", {"target": "mono"}, "bomb"]})
+    assert "it takes" not in card and "Whether it does was not checked" in card
+    assert "# To erase bomb and mono" in model_card({"concepts": ["bomb", {"target": "mono"}, "bomb"]})
+
+
+def test_u2_the_card_says_what_the_check_found() -> None:
+    meta = {"concepts": [{"target": "fluent"}], "check": FOUND.to_dict(), "prompts": {"pairs": 6, "kept": 240}}
+    card = model_card(meta)
+    assert "# To erase fluent\n" in card and "**Checked when it was made: nothing happened.**" in card
+    card = card.replace("\\", "")
+    assert "* fluent → noto: nothing happened (1 % of the way to the anchor, 0.98 of the distance left" in card
+    assert "* the rest: kept (moved 0.00 of the natural spread, 24 prompts)" in card
+    assert "* Prompts: 6 pairs, 240 to keep" in card and "takes fluent out" not in card
+    erased = dataclasses.replace(FOUND.concepts[0], towards=1.0, left=0.0, moved=1.0)
+    good = dataclasses.replace(FOUND, concepts=(erased,))
+    assert "# Without fluent\n" in model_card({**meta, "check": good.to_dict()})
 
 
 def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:

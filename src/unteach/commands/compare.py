@@ -117,6 +117,7 @@ def compare(
         seeds=tuple(seeds),
         environment=environment.collect(),
         metrics=tuple(drift_metrics(old_kept, new_kept, {}, "prompts to keep")),
+        check=delta.check if scale == 1 else None,
         grids=tuple(_grids(shown, kept, pictures, out)),
         cost=Cost(
             seconds=time.perf_counter() - begin,

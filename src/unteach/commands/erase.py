@@ -13,14 +13,18 @@ from unteach.commands.options import Erase
 from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
 from unteach.core import masks, places, reading, state
+from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
-from unteach.erase import erase
+from unteach.erase import Job, erase
 from unteach.erase.pairs import readable
-from unteach.errors import CheckpointError, ConfigError
+from unteach.errors import CheckpointError, ConfigError, UnteachError
 from unteach.report import model_card, view
 
-__all__ = ["execute", "run", "seconds_spent"]
+__all__ = ["NOT_AS_ASKED", "execute", "run", "seconds_spent"]
+
+NOT_AS_ASKED = 4
+"""Exit code when the delta was written, and the check found something else than "erased, the rest kept"."""
 
 STAGES = ("anchors.safetensors", "state.safetensors", "delta.safetensors")
 
@@ -41,7 +45,7 @@ def run(options: Erase) -> int:
     say(f"erasing {targets} from {plan.model} with {plan.method.name}")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(line)
-    say(f"{len(read.concepts.pairs())} prompt pairs, {len(read.concepts.retain())} prompts to keep")
+    say(f"{len(read.concepts.pairs())} prompt pairs, {_kept(plan, model, read.concepts)} prompts to keep")
     if (plan.out / "delta.safetensors").exists():
         say(f"{plan.out} holds the finished result")
     elif known:
@@ -53,8 +57,13 @@ def run(options: Erase) -> int:
     spent = seconds_spent(plan.out)
     if spent is not None:
         say(f"it took {view.duration(spent)}")
+    found = delta.check
+    if found is not None:
+        say(f"did it work? {found.verdict}")
+        for line in found.lines():
+            say(f"  {line}")
     wrote([plan.out / name for name in ("delta.safetensors", "README.md", "config.json")])
-    return 0
+    return 0 if found is not None and found.good else NOT_AS_ASKED
 
 
 def execute(
@@ -93,8 +102,12 @@ def _execute(plan: Plan, out: Path, model: Model, progress: bool, tell: Callable
             save_every=plan.save_every,
             on_step=None if tell is None else steps_teller(tell, total),
         )
-    except CheckpointError:
-        refused = True
+    except UnteachError as error:
+        # Refused before anything was made: a corrected command must find the folder as this one did.
+        begun = any((out / name).exists() for name in (*STAGES, "anchors.part"))
+        refused = refused or isinstance(error, CheckpointError) or not begun
+        if not begun and not known:
+            (out / "config.json").unlink(missing_ok=True)
         raise
     finally:
         if not refused:
@@ -126,6 +139,11 @@ def _spend(out: Path, seconds: float) -> None:
         state.write_json(out / "cost.json", {"seconds": round((seconds_spent(out) or 0.0) + seconds, 3)})
     except CheckpointError:
         return  # a full disk: the error that is on its way says more
+
+
+def _kept(plan: Plan, model: Model, concepts: ConceptSet) -> int:
+    """How many prompts the method really keeps."""
+    return len(plan.method.retained(Job(model=model, concepts=concepts, seed=plan.seed)))
 
 
 class _Compact(reading.Dumper):
@@ -161,12 +179,11 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     say(f"{pairs}; {noops} of {offered} captions are no-ops and left out" if offered else f"{pairs}; 0 no-ops")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(f"  {line}")
-    say(f"{len(read.concepts.retain())} prompts to keep")
+    say(f"{_kept(plan, model, read.concepts)} prompts to keep")
     cost = estimate(model, plan.method, read.concepts)
-    say(
-        f"estimate: {view.duration(cost.seconds)} ({view.duration(cost.drawing)} drawing, "
-        f"{view.duration(cost.training)} training), {view.size(cost.memory)} of memory"
-    )
+    parts = (("drawing", cost.drawing), ("training", cost.training), ("checking the result", cost.checking))
+    listed = ", ".join(f"{view.duration(seconds)} {name}" for name, seconds in parts)
+    say(f"estimate: {view.duration(cost.seconds)} ({listed}), {view.size(cost.memory)} of memory")
     say(f"  only an estimate: {cost.how}")
     if known:
         say(f"{plan.out} holds this run already: it would go on")

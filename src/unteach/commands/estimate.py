@@ -9,7 +9,8 @@ import torch
 from unteach.core import seeds
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.model import Model
-from unteach.erase import Method
+from unteach.erase import Job, Method
+from unteach.erase import check as checks
 from unteach.erase.train import Trained, training
 from unteach.evaluate.environment import peak_rss
 
@@ -23,19 +24,21 @@ class Estimate:
     Attributes:
         drawing: seconds.
         training: seconds; for a closed form, of encoding its prompts.
+        checking: seconds that the check at the end takes.
         memory: peak bytes: of the device where torch counts them, else resident memory of this process.
         how: what was timed, in words.
     """
 
     drawing: float
     training: float
+    checking: float
     memory: int
     how: str
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.drawing + self.training
+        return self.drawing + self.training + self.checking
 
 
 def estimate(model: Model, method: Method, concepts: ConceptSet) -> Estimate:
@@ -53,9 +56,10 @@ def estimate(model: Model, method: Method, concepts: ConceptSet) -> Estimate:
     model.encode([pairs[0].anchor])
     model.forget_prompts()
     spent = _timed(model, lambda: model.encode([pairs[0].target]))
-    count = 2 * len(pairs) + len(concepts.retain())
+    count = 2 * len(pairs) + len(method.retained(Job(model=model, concepts=concepts)))
     how = f"{count} prompts × {spent:.3g} s for one (measured); the solving itself is not counted"
-    return Estimate(drawing=0.0, training=count * spent, memory=_memory(model), how=how)
+    looking = _checking(model, concepts)
+    return Estimate(drawing=0.0, training=count * spent, checking=looking, memory=_memory(model), how=how)
 
 
 def _trained(model: Model, method: Trained, concepts: ConceptSet) -> Estimate:
@@ -82,7 +86,18 @@ def _trained(model: Model, method: Trained, concepts: ConceptSet) -> Estimate:
     pictures = method.images + method.retain_images
     drawing = pictures * method.num_inference_steps * guided * once / batch
     how = f"at batch {batch} one forward pass took {once:.3g} s, one forward and backward pass {twice:.3g} s"
-    return Estimate(drawing=drawing, training=steps, memory=_memory(model), how=how)
+    looking = _checking(model, concepts)
+    return Estimate(drawing=drawing, training=steps, checking=looking, memory=_memory(model), how=how)
+
+
+def _checking(model: Model, concepts: ConceptSet) -> float:
+    batch = 8
+    x_t = seeds.randn(model.latent_shape, 0, "trial", 0, range(batch)).to(model.device)
+    cond = model.encode([concepts.pairs()[0].anchor])
+    with torch.no_grad():
+        model.predict(x_t, model.num_timesteps // 2, cond)
+        spent = min(_timed(model, lambda: model.predict(x_t, model.num_timesteps // 2, cond)) for _ in range(3))
+    return checks.passes(len(concepts)) * spent / batch
 
 
 def _timed(model: Model, work: Callable[[], object]) -> float:

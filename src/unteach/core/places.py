@@ -29,6 +29,8 @@ LOCK = ".unteach.lock"
 def alone(folder: Path | str) -> Iterator[None]:
     """Be the only process that works in a folder, which is made if need be; first remove what killed ones left.
 
+    A folder that was made for this and in which nothing was written is gone again at the end.
+
     With several processes for one run (``RANK`` in the environment, as torchrun and accelerate set it), the first one
     stands for all.
 
@@ -39,7 +41,7 @@ def alone(folder: Path | str) -> Iterator[None]:
         yield
         return
     folder = Path(folder)
-    path = folder / LOCK
+    path, there = folder / LOCK, folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _new(path, os.O_RDWR | os.O_CREAT)
@@ -61,6 +63,9 @@ def alone(folder: Path | str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(handle)
+        if not there:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def sweep(folder: Path, pattern: str = ".*.part", *, deep: bool = True) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import state
+from unteach.core.finding import Finding
 from unteach.core.registry import near
 from unteach.diffusion import export, lora
 from unteach.diffusion.families import Pipeline, families
@@ -88,6 +89,16 @@ class WeightDelta:
     def norm(self) -> float:
         """Euclidean norm over all tensors."""
         return float(sum(tensor.double().square().sum().item() for tensor in self.tensors.values()) ** 0.5)
+
+    @property
+    def check(self) -> Finding | None:
+        """What the check at the end of the erasure found (``meta["check"]``); None where none was made.
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        record = self.meta.get("check")
+        return None if record is None else Finding.from_dict(record, where="the delta's check")
 
     def apply(
         self,
@@ -163,7 +174,9 @@ class WeightDelta:
 
     def scaled(self, scale: float) -> "WeightDelta":
         """The delta times a factor; ``meta["scale"]`` keeps the product of all factors."""
-        meta = {**copy.deepcopy(self.meta), "scale": self.meta.get("scale", 1.0) * scale}
+        # The check was made of the delta as it was.
+        meta = {key: value for key, value in copy.deepcopy(self.meta).items() if key != "check" or scale == 1}
+        meta = {**meta, "scale": self.meta.get("scale", 1.0) * scale}
         return WeightDelta({name: tensor * scale for name, tensor in self.tensors.items()}, meta)
 
     def save(self, path: Path | str) -> Path:

@@ -1,5 +1,6 @@
 """Erase concepts from a text-to-image model: ``erase(model, concepts, "doco")`` gives a weight delta."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.erase import ablate, doco, uce  # each registers its method
+from unteach.erase.check import Check, Finding, warn
 from unteach.erase.job import Job
 from unteach.erase.method import Method, make, methods, presets
 from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
 
 __all__ = [
+    "Check",
     "Concept",
     "ConceptSet",
+    "Finding",
     "Job",
     "Method",
     "ablate",
@@ -43,9 +47,13 @@ def erase(
     progress: bool = False,
     save_every: int = 25,
     on_step: Callable[[int], None] | None = None,
+    check: bool = True,
     **settings: Any,
 ) -> WeightDelta:
     """Erase concepts and return what must be added to the weights; the model itself is unchanged on return.
+
+    At the end the model's own outputs are looked at (:class:`Check`): ``delta.check`` says what was found, and anything
+    but "erased, the rest kept" is logged as a warning.
 
     Args:
         model: what :func:`unteach.diffusion.load` gave, or a diffusers pipeline, whose parts are then frozen.
@@ -57,6 +65,7 @@ def erase(
         progress: show progress bars.
         save_every: training steps between two checkpoints.
         on_step: called after each training step with the number of steps done.
+        check: look at the result. Without it nobody knows whether it worked.
         settings: settings of a method given by name.
 
     Raises:
@@ -82,11 +91,20 @@ def erase(
         on_step=on_step,
     )
     path = None if job.out is None else job.out / "delta.safetensors"
+    record, kept = job.record(method.to_dict()), None
     if path is not None and path.exists():
-        return _finished(path, job.record(method.to_dict()))
+        kept = _finished(path, record)
+        if kept.check is not None or not check:
+            return kept
     # Whatever mode the caller is in, methods that train need gradients.
     with torch.inference_mode(False), torch.enable_grad():
-        delta = method.run(job)
+        delta, stay = method.run(job) if kept is None else kept, method.retained(job)
+        meta = {**delta.meta, "prompts": {"pairs": len(job.concepts.pairs()), "kept": len(stay)}}
+        if check:
+            found = Check.of(model, job.concepts, seed, avoid=stay).measure(delta)
+            meta["check"] = found.to_dict()
+            warn(found)
+        delta = dataclasses.replace(delta, meta=meta)
     if path is not None and PartialState().is_main_process:
         delta.save(path)
     return delta

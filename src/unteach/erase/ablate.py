@@ -23,14 +23,14 @@ class Ablate(Trained):
     """Concept Ablation.
 
     Args:
-        teacher: who answers the anchor prompt: the "current" student, without gradient (the paper's), or the
-            "original" model.
+        teacher: who answers the anchor prompt: the "original" model, or the "current" student, without gradient
+            (the paper's), whose anchor may drift away while it learns.
         retain_weight: λ of the loss on the prompts to keep; needed when target and anchor share words.
     """
 
     name: ClassVar[str] = "ablate"
 
-    teacher: Literal["current", "original"] = "current"
+    teacher: Literal["current", "original"] = "original"
     retain_weight: float = setting(1.0, low=0)
 
     def objective(self, run: Run) -> Objective:
@@ -60,7 +60,17 @@ class Ablate(Trained):
 presets.add("ablate-paper")(
     (
         "ablate",
-        {"steps": 100, "lr": 1.6e-5, "retain_weight": 0.0, "guidance_scale": 6.0, "num_inference_steps": 50},
+        {
+            "steps": 100,
+            "lr": 1.6e-5,
+            "retain_weight": 0.0,
+            "retain_target": "noise",
+            "teacher": "current",
+            "kept_words": 0,
+            "look_every": 0,
+            "guidance_scale": 6.0,
+            "num_inference_steps": 50,
+        },
     )
 )
 # The same data and updates as ``doco-canvas``: its control on the bundled model.
@@ -68,6 +78,7 @@ presets.add("ablate-canvas")(
     (
         "ablate",
         {
+            "look_every": 0,
             "steps": 170,
             "lr": 5e-4,
             "teacher": "original",

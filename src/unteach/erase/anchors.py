@@ -5,6 +5,7 @@ serves with both prompts of its pair; a *retain* latent comes from a prompt whos
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accelerate import PartialState
@@ -42,6 +43,7 @@ def draw(
     num_inference_steps: int,
     guidance_scale: float,
     batch_size: int,
+    keep: Sequence[str] | None = None,
 ) -> Anchors:
     """Draw the training data, or read it from ``job.out`` if it is there; an interrupted drawing goes on.
 
@@ -53,11 +55,12 @@ def draw(
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
         batch_size: pictures at a time.
+        keep: the prompts to keep; None is those of the concepts (``ConceptSet.retain``).
 
     Raises:
         CheckpointError: ``job.out`` holds the data of another run, or damaged data.
     """
-    offered, kept = job.concepts.pairs(), job.concepts.retain()
+    offered, kept = job.concepts.pairs(), list(job.concepts.retain() if keep is None else keep)
     pairs = [offered[i % len(offered)] for i in range(images)]
     retain = [kept[i % len(kept)] for i in range(retain_images)]
     prompts = [pair.anchor for pair in pairs] + retain

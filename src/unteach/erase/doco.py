@@ -37,7 +37,8 @@ class DoCo(Trained):
         scope: one conflict test a tensor, or one for all together.
         formula: "orthogonal" is the algorithm, "official_cosine" what the code of November 2024 does (§2).
         retain_weight: how much of the retain gradient is added, too; 0 is the paper's.
-        pair_weight: weight of Concept Ablation's pointwise loss beside the adversarial one; 0 is the paper's.
+        pair_weight: weight of Concept Ablation's pointwise loss beside the adversarial one; 0 is the paper's, whose
+            adversary alone often gives scribbles where the anchor should be (docs/doco.md).
         leak: let D descend the student's loss as well, as the official code does by not freezing it (§4.1).
     """
 
@@ -50,8 +51,8 @@ class DoCo(Trained):
     projection: float = setting(1.0, low=0)
     scope: Literal["per_tensor", "global"] = "per_tensor"
     formula: Literal["orthogonal", "official_cosine"] = "orthogonal"
-    retain_weight: float = setting(0.0, low=0)
-    pair_weight: float = setting(0.0, low=0)
+    retain_weight: float = setting(1.0, low=0)
+    pair_weight: float = setting(10.0, low=0)
     leak: bool = False
 
     def mistakes(self) -> list[str]:
@@ -178,7 +179,12 @@ class Game:
         return averaged(step, {"discriminator_loss": loss, "discriminator_accuracy": right})
 
 
+_PLAIN = {"retain_weight": 0.0, "pair_weight": 0.0}
 _PAPER = {
+    **_PLAIN,
+    "kept_words": 0,
+    "look_every": 0,
+    "retain_target": "noise",
     "steps": 2000,
     "warm_up": 1000,
     "lr": 4.8e-5,
@@ -211,6 +217,8 @@ presets.add("doco-canvas")(
     (
         "doco",
         {
+            **_PLAIN,
+            "look_every": 0,
             "steps": 200,
             "warm_up": 30,
             "lr": 5e-4,

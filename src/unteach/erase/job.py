@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unteach.core import state
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.model import Model
+from unteach.erase import kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,18 @@ class Job:
     save_every: int = 25
     on_step: Callable[[int], None] | None = None
 
+    def kept(self, count: int) -> list[str]:
+        """``count`` prompts of the tokenizer's words, none of them among those of the concepts."""
+        own = [prompt for concept in self.concepts for prompt in concept.retain]
+        pairs = [prompt for pair in self.concepts.pairs() for prompt in (pair.anchor, pair.target)]
+        return kept.prompts(self.model, self.concepts, count, self.seed, avoid=[*own, *pairs])
+
     def record(self, config: dict[str, Any]) -> dict[str, Any]:
         """Everything that a delta with these settings depends on: its ``meta``."""
+        words = self.kept(config["kept_words"])
+        found = {"kept": {"prompts": len(words), "digest": state.fingerprint({"prompts": words})}} if words else {}
         return {
+            **found,
             "method": config["method"],
             "config": config,
             "concepts": self.concepts.to_dicts(),

@@ -37,6 +37,8 @@ class Method(Settings, ABC):
         strength: factor on the finished difference of weights; 1 is the method itself, 0 changes nothing.
         train: which tensors move, as regular expressions on whole parameter names; none given means the key
             and value projections of cross-attention.
+        kept_words: how many prompts of random words of the model's own tokenizer are kept beside the user's
+            (:mod:`unteach.erase.kept`); 0 keeps only what is given, as the papers do.
 
     Raises:
         ConfigError: lists every wrong setting at once.
@@ -46,6 +48,12 @@ class Method(Settings, ABC):
 
     strength: float = setting(1.0)
     train: tuple[str, ...] = ()
+    kept_words: int = setting(240, low=0)
+
+    def retained(self, job: Job) -> list[str]:
+        """The prompts whose pictures must stay: the user's own, then those of ``kept_words``."""
+        own = dict.fromkeys(prompt for concept in job.concepts for prompt in concept.retain)
+        return [*own, *job.kept(self.kept_words)]
 
     @abstractmethod
     def run(self, job: Job) -> WeightDelta:

@@ -8,6 +8,7 @@ step.
 
 import contextlib
 import math
+import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.erase import anchors
+from unteach.erase.check import Check
 from unteach.erase.job import Job
 from unteach.erase.method import Method, setting
 
@@ -37,10 +39,15 @@ class Trained(Method):
     Args:
         steps: training steps in all.
         batch: pictures a step and a half (target half, retain half), over all processes.
-        lr: learning rate of AdamW (not multiplied by the batch).
+        lr: learning rate of AdamW (not multiplied by the batch); None fits it to each tensor by ``pace``.
+        pace: without ``lr``: about how far one update may move a tensor's output, as a share of that output's size
+            (:func:`fitted`).
         lr_warm_up: first updates, over which the rate rises linearly.
         lr_schedule: the rate after that.
         weight_decay: AdamW's, towards zero weights.
+        look_every: updates between two looks at whether all concepts are erased, by the check that ends every erasure
+            but on other prompts; then training ends. 0 never looks.
+        erased_at: share of the way to the anchor at which a look takes a concept as erased.
         clip: largest global norm of a gradient; 0 turns clipping off.
         t_min: first timestep of the range to train on, as a share of all timesteps.
         t_max: end of that range.
@@ -55,14 +62,17 @@ class Trained(Method):
 
     steps: int = setting(400, low=1)
     batch: int = setting(8, low=1)
-    lr: float = setting(1e-5, above=0)
+    lr: float | None = setting(None, above=0)
+    pace: float = setting(0.05, above=0)
     lr_warm_up: int = setting(0, low=0)
     lr_schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = setting(1e-2, low=0)
+    look_every: int = setting(50, low=0)
+    erased_at: float = setting(0.8, low=0, high=1)
     clip: float = setting(1.0, low=0)
     t_min: float = setting(0.0, low=0, high=1)
     t_max: float = setting(1.0, low=0, high=1)
-    retain_target: Literal["noise", "teacher"] = "noise"
+    retain_target: Literal["noise", "teacher"] = "teacher"
     detach_first_token: bool = True
     images: int = setting(200, low=1)
     retain_images: int = setting(200, low=1)
@@ -83,6 +93,17 @@ class Trained(Method):
         """How many of the steps change the denoiser."""
         return self.steps
 
+    def retained(self, job: Job) -> list[str]:
+        """As for every method; without prompts of the user's own the anchor prompts stand in (doco §1.3)."""
+        return [*job.concepts.retain(), *job.kept(self.kept_words)]
+
+    def groups(self, student: "Student") -> list[dict[str, Any]]:
+        """The optimiser's groups: one at ``lr``, or one a tensor at the rate that fits it."""
+        if self.lr is not None:
+            return [{"params": list(student.params.values()), "lr": self.lr, "base": self.lr}]
+        found = fitted(student.before, self.pace)
+        return [{"params": [p], "lr": found[name], "base": found[name]} for name, p in student.params.items()]
+
     def run(self, job: Job) -> WeightDelta:
         """Draw the training data, train, and return the difference times ``strength``."""
         record = job.record(self.to_dict())
@@ -94,19 +115,21 @@ class Trained(Method):
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             batch_size=max(self.batch, 16),
+            keep=self.retained(job),
         )
         with training(job.model, chosen) as student, contextlib.ExitStack() as stack:
             if self.detach_first_token:
                 stack.enter_context(first_token_detached(job.model))
-            optimizer = torch.optim.AdamW(student.params.values(), lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(self.groups(student), weight_decay=self.weight_decay)
             run = Run(self, job.model, student, data, optimizer, job.seed)
             step, state = self.objective(run)
+            watch = Watch(self, job, student, data)
 
             def whole(now: Step) -> Mapping[str, float | Tensor]:
                 student.refresh()
                 return step(now)
 
-            Loop(
+            loop = Loop(
                 steps=self.steps,
                 seed=job.seed,
                 params=student.params,
@@ -117,10 +140,47 @@ class Trained(Method):
                 save_every=job.save_every,
                 progress=job.progress,
                 label=self.name,
-                on_step=job.on_step,
-            ).run(whole)
-            delta = WeightDelta.between(student.before, student.params, record)
+                on_step=watch,
+            )
+            with contextlib.suppress(Erased):
+                loop.run(whole)
+            delta = WeightDelta.between(student.before, student.params, {**record, "steps_taken": watch.done})
         return delta.scaled(self.strength)
+
+
+class Erased(Exception):
+    """Raised out of the loop when a look says that all concepts are erased."""
+
+
+class Watch:
+    """Counts the steps and, every ``look_every`` updates, looks whether training may end.
+
+    What it finds is a function of the weights, the concepts and the seed, so an interrupted run ends at the same step.
+    """
+
+    def __init__(self, method: Trained, job: Job, student: "Student", data: anchors.Anchors) -> None:
+        self.method, self.job, self.student, self.done = method, job, student, method.steps
+        if self.looks():
+            seed = seeds.integer(job.seed, "look")
+            self.check = Check.of(job.model, job.concepts, seed, avoid=data.retain)
+
+    def looks(self) -> bool:
+        """Whether there is a look before the last step."""
+        return 0 < self.method.look_every < self.method.updates()
+
+    def __call__(self, done: int) -> None:
+        """After each step."""
+        if self.job.on_step is not None:
+            self.job.on_step(done)
+        updates = done - (self.method.steps - self.method.updates())
+        if not self.looks() or updates <= 0 or updates % self.method.look_every or done == self.method.steps:
+            return
+        self.student.refresh()
+        self.job.model.weights_changed()
+        share, effects = self.method.erased_at, self.check.measure().concepts
+        if all(e.prompts and e.towards >= share and e.left <= 2 * (1 - share) for e in effects):
+            self.done = done
+            raise Erased
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,11 +331,31 @@ class Run:
     def update(self, grads: Sequence[Tensor], index: int) -> None:
         """One AdamW step, the ``index``-th of :meth:`Trained.updates`, at the schedule's rate."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.method.lr * rate(self.method, index)
+            group["lr"] = group["base"] * rate(self.method, index)
         for param, grad in zip(self.student.params.values(), grads, strict=True):
             param.grad = grad.to(param.dtype)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def fitted(tensors: Mapping[str, Tensor], pace: float) -> dict[str, float]:
+    """A learning rate for each tensor at which one update of Adam moves its output by about the share ``pace``.
+
+    Adam moves every number by about the rate η. An input c of n numbers then moves an output by η‖c‖₁ ≈ 0.8 η √n ‖c‖,
+    while the output itself is about r‖c‖ for a matrix with root mean square r. So η = pace · r / √n.
+
+    Args:
+        tensors: original values by name; matrices and kernels, n is what one output reads. Vectors, and tensors
+            of zeros, get the median of the others' rates.
+        pace: the share.
+    """
+    size = {name: float(t.float().square().mean().sqrt()) for name, t in tensors.items()}
+    found = {n: pace * size[n] / math.sqrt(t[0].numel()) for n, t in tensors.items() if t.ndim > 1 and size[n] > 0}
+    if found:
+        middle = statistics.median(found.values())
+    else:
+        middle = pace * (statistics.median(size.values()) or 1.0) / 32
+    return {name: found.get(name, middle) for name in tensors}
 
 
 def rate(method: Trained, index: int) -> float:

@@ -25,6 +25,9 @@ from unteach.erase.job import Job
 from unteach.erase.method import Method, methods, presets, setting
 from unteach.errors import DataError, ModelError
 
+ERASED, KEPT = 64.0, 240.0
+"""Weights of all target prompts and of all kept prompts together, with ``balance``."""
+
 
 @methods.add("uce")
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,9 @@ class UCE(Method):
             marks and padding included (the code of 2023).
         templates: edit the name inside each of its prompts, too, not only alone.
         guide: the text whose values the target gets; None is each concept's anchor.
+        balance: make the result independent of how many prompts there are and of the size of the text states: the
+            target's prompts weigh as :data:`ERASED` together, the kept ones as :data:`KEPT`, and λ counts in
+            units of the states' mean square. False is the sum as written above.
     """
 
     name: ClassVar[str] = "uce"
@@ -49,6 +55,7 @@ class UCE(Method):
     tokens: Literal["last", "all_following"] = "all_following"
     templates: bool = True
     guide: str | None = None
+    balance: bool = True
 
     def run(self, job: Job) -> WeightDelta:
         """Solve for the edit of all matrices; the model is not touched."""
@@ -62,14 +69,18 @@ class UCE(Method):
             )
         pairs = [pair for concept in job.concepts for pair in self.edits(job.model, concept)]
         c_e, c_g = (torch.cat(side) for side in zip(*pairs, strict=True))
-        kept = [prompt for concept in job.concepts for prompt in concept.retain]
-        c_p = torch.cat([self.states(job.model, p, p) for p in dict.fromkeys(kept)] or [c_e[:0]])
+        kept = self.retained(job)
+        c_p = torch.cat([self.states(job.model, p, p) for p in kept] or [c_e[:0]])
         widths = {name: param.shape[1] for name, param in chosen.items() if param.shape[1] != c_e.shape[1]}
         if widths:
             raise ModelError(
                 "the text states do not fit the matrices to edit", found=f"{c_e.shape[1]} against {widths}"
             )
-        edit = solve(c_e, c_g, c_p, lam=self.lam, s_e=self.erase_scale, s_p=self.retain_scale)
+        lam, s_e, s_p = self.lam, self.erase_scale, self.retain_scale
+        if self.balance:
+            lam = lam * float(c_e.square().mean())
+            s_e, s_p = s_e * ERASED / len(pairs), s_p * KEPT / max(1, len(kept))
+        edit = solve(c_e, c_g, c_p, lam=lam, s_e=s_e, s_p=s_p)
         before = {name: param.detach().cpu().double() for name, param in chosen.items()}
         tensors = {name: (weight @ edit).float() for name, weight in before.items()}
         zero = {name: torch.zeros_like(change) for name, change in tensors.items()}
@@ -134,4 +145,5 @@ def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p:
     return edit
 
 
-presets.add("uce-official")(("uce", {"tokens": "last", "templates": False}))
+presets.add("uce-plain")(("uce", {"kept_words": 0, "balance": False}))
+presets.add("uce-official")(("uce", {"kept_words": 0, "balance": False, "tokens": "last", "templates": False}))

@@ -17,6 +17,7 @@ from cattrs.dispatch import StructureHook
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from unteach.core import state
+from unteach.core.finding import Finding
 from unteach.errors import CheckpointError, DataError
 
 SCHEMA = 1
@@ -218,6 +219,7 @@ class Results:
         metrics: see :class:`Metric`.
         tables: see :class:`Table`.
         grids: see :class:`Grid`.
+        check: what the check at the end of the erasure found, without a judge; None where none was made.
         schema: version of the format.
         root: folder that grid paths are relative to; set by ``save`` and ``load``, never written.
     """
@@ -237,6 +239,7 @@ class Results:
     metrics: tuple[Metric, ...] = ()
     tables: tuple[Table, ...] = ()
     grids: tuple[Grid, ...] = ()
+    check: Finding | None = None
     schema: int = SCHEMA
     root: Path | None = field(default=None, compare=False, repr=False)
 

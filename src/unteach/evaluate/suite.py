@@ -155,6 +155,7 @@ def evaluate_canvas(
         environment=environment.collect(),
         metrics=tuple(metrics),
         tables=tuple(tables),
+        check=None if delta is None or scale != 1 else delta.check,
         grids=() if folder is None else tuple(grids(world, concepts, rows, items, old, new, folder)),
         cost=_cost(model, delta, time.perf_counter() - started, 2 * len(items), method_seconds),
     )

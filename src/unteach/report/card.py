@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unteach.core.finding import Finding
 from unteach.evaluate.results import Results
 from unteach.report import view, words
 
@@ -35,6 +36,8 @@ def model_card(
     targets = [_target(concept) for concept in _records(meta.get("concepts"))]
     if not targets:
         targets = [c.target for run in results for c in run.concepts]
+    named = escape(" and ".join(dict.fromkeys(targets)) or "an unnamed concept")
+    found = None if meta.get("check") is None else Finding.from_dict(meta["check"], where="the delta's check")
     lines = [
         "---",
         "library_name: diffusers",
@@ -43,11 +46,11 @@ def model_card(
         "- concept-erasure",
         "---",
         "",
-        f"# Without {escape(', '.join(dict.fromkeys(targets)) or 'an unnamed concept')}",
+        f"# {'Without' if found is not None and found.good else 'To erase'} {named}",
         "",
-        "A weight delta made by Unteach: added to its base model, it takes "
-        f"{escape(' and '.join(dict.fromkeys(targets)) or 'a concept')} out.",
+        f"A weight delta made by Unteach: added to its base model, it is meant to take {named} out.",
         "",
+        *_checked(found),
     ]
     if method:
         meaning = words.METHODS.get(method, "")
@@ -57,6 +60,8 @@ def model_card(
         for key, label in (("family", "Model family"), ("base", "Base digest"), ("seed", "Seed"))
         if key in meta
     ]
+    if isinstance(counts := meta.get("prompts"), Mapping):
+        lines += [f"* Prompts: {_code(counts.get('pairs'))} pairs, {_code(counts.get('kept'))} to keep"]
     lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
     lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
     lines += ["```", ""]
@@ -71,6 +76,13 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _checked(found: Finding | None) -> list[str]:
+    if found is None:
+        return ["Whether it does was not checked when it was made.", ""]
+    head = f"**Checked when it was made: {escape(found.verdict)}.** By the model's own outputs, without a judge:"
+    return [head, "", *(f"* {escape(line)}" for line in found.lines()), ""]
 
 
 def _measured(run: Results, limits: view.Thresholds) -> list[str]:

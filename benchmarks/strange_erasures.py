@@ -1,0 +1,224 @@
+"""The defaults on a model that the library has never seen: does the check say what a judge says?
+
+    python benchmarks/strange_erasures.py --work FOLDER [--threads 1]
+
+Trains the strange pipeline and its judge first (``strange_model.py``), then erases two styles and two objects that no
+setting was chosen on, with as many prompts as docs/erase.md's example. Every run gets the built-in check's finding and
+the judge's shares on templates that nothing else uses. Some runs must fail: too few steps, a tiny rate, an edit that is
+far too strong. Resumable: what is in FOLDER is kept. Writes ``benchmarks/results/strange_erasures.json``.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from strange_model import build, load_judge
+from strange_world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, caption
+
+from unteach.core import seeds, state
+from unteach.data.concepts import Concept, ConceptSet
+from unteach.diffusion import load, sample
+from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.model import Model
+from unteach.erase import erase, make
+from unteach.erase.check import Check
+from unteach.erase.job import Job
+from unteach.evaluate import environment
+from unteach.evaluate.stats import wilson
+
+RESULT = Path(__file__).parent / "results" / "strange_erasures.json"
+DRAWING = {"num_inference_steps": 12, "guidance_scale": 3.0}
+# As many prompts as the example of docs/erase.md: two to erase, two to keep for a style, none for an object.
+STYLE_PROMPTS, OBJECT_PROMPTS = (
+    ("a {} ball", "a picture of a box in {} style"),
+    ("a neon {}", "a {} in the style of candy"),
+)
+STYLE_RETAIN = ("a neon star", "a candy heart")
+
+
+def concept(target: str, anchor: str) -> Concept:
+    """The documented example, with this world's words."""
+    if target in STYLES:
+        return Concept(target=target, anchor=anchor, kind="style", prompts=STYLE_PROMPTS, retain=STYLE_RETAIN)
+    return Concept(target=target, anchor=anchor, kind="object", prompts=OBJECT_PROMPTS)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the study."""
+
+    name: str
+    target: str
+    anchor: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.target}-{self.name}-{self.seed}".replace(" ", "-")
+
+
+TUNING = (("candy", "chalk"), ("heart", "star"))
+"""Concepts that settings were chosen on."""
+PAIRS = (("brick", "sand"), ("ocean", "neon"), ("moon", "ring"), ("tent", "cross"))
+"""Concepts that are reported."""
+
+
+def arms() -> list[Arm]:
+    """Every default on every reported concept, a second seed of the trained ones, and runs that must fail."""
+    found = [Arm(name, *pair, name) for name in ("uce", "ablate", "doco") for pair in PAIRS]
+    found += [Arm(name, *pair, name, seed=1) for name in ("ablate", "doco") for pair in (PAIRS[0], PAIRS[2])]
+    for pair in (PAIRS[1], PAIRS[3]):
+        found += [
+            Arm("uce plain", *pair, "uce-plain"),
+            Arm("ablate, five steps", *pair, "ablate", {"steps": 5}),
+            Arm("doco, tiny rate", *pair, "doco", {"lr": 1e-6}),
+            Arm(
+                "ablate, huge rate, nothing kept", *pair, "ablate", {"pace": 1.0, "retain_weight": 0.0, "look_every": 0}
+            ),
+        ]
+    return found
+
+
+def asked(one: Concept) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+    """(prompt, object, style) that name the target, and that do not; templates that nothing was trained on."""
+    gone, rest = [], []
+    for turn, template in enumerate(HELD_OUT_TEMPLATES):
+        for o, name in enumerate(OBJECTS):
+            for s, style in enumerate(STYLES):
+                row = (caption(template, name, style), o, s)
+                if one.target in (name, style):
+                    gone.append(row)
+                elif (o + s) % len(HELD_OUT_TEMPLATES) == turn:
+                    rest.append(row)
+    return gone, rest
+
+
+def judged(model: Model, judge: Any, one: Concept) -> dict[str, list[int]]:
+    """The judge's counts, ``[hits, n]`` each; pictures are the same noise for every run of a concept."""
+    gone, rest = asked(one)
+    rows = gone + rest
+    numbers = [seeds.integer(7, "picture", i) for i in range(len(rows))]
+    objects, styles = judge.judged(sample(model, [r[0] for r in rows], numbers, **DRAWING))
+    told = torch.tensor([row[1:] for row in rows])
+    right = torch.stack([objects == told[:, 0], styles == told[:, 1]], 1)
+    place, n = (0, len(gone)) if one.kind == "object" else (1, len(gone))
+    names, said = ((OBJECTS, objects), (STYLES, styles))[place]
+    anchor = said[:n] == names.index(one.anchor)
+    hits = {
+        "UA": ~right[:n, place],
+        "anchor": anchor,
+        "anchor, the other domain right": anchor & right[:n, 1 - place],
+        "kept objects": right[n:, 0],
+        "kept styles": right[n:, 1],
+        "kept both": right[n:].all(1),
+    }
+    return {name: [int(hit.sum()), len(hit)] for name, hit in hits.items()}
+
+
+def run(arm: Arm, model: Model, judge: Any, work: Path) -> dict[str, Any]:
+    """Erase, check, judge; what is there is read."""
+    path = work / "runs" / f"{arm.key}.json"
+    if path.exists():
+        found: dict[str, Any] = state.read_json(path)
+        return found
+    one, method = concept(arm.target, arm.anchor), make(arm.method, **arm.settings)
+    begin = time.process_time()
+    delta = erase(model, one, method, seed=arm.seed, out=work / "runs" / arm.key)
+    seconds = time.process_time() - begin
+    job = Job(model=model, concepts=ConceptSet.of(one), seed=arm.seed)
+    check = Check.of(model, job.concepts, arm.seed, avoid=method.retained(job))
+    record = measured(model, judge, one, check, delta)
+    record = {"arm": {**asdict(arm), "settings": dict(arm.settings)}, **record}
+    record |= {"seconds": seconds, "steps": delta.meta.get("steps_taken"), "kept": delta.meta.get("kept")}
+    state.write_json(path, record)
+    return record
+
+
+def measured(model: Model, judge: Any, one: Concept, check: Check, delta: WeightDelta | None) -> dict[str, Any]:
+    """The check's finding and the judge's counts, with the delta applied for the time."""
+    if delta is None:
+        return {"check": check.measure().to_dict(), "judge": judged(model, judge, one)}
+    with delta.apply(model):
+        finding = check.measure()
+        words = {"outcome": finding.concepts[0].outcome, "kept": finding.kept}
+        return {"check": {**finding.to_dict(), **words}, "judge": judged(model, judge, one)}
+
+
+# The judge's own verdict, fixed before any reported run was looked at.
+GONE, ANCHORED, KEPT = 0.8, 0.6, 0.9
+"""Share of target pictures without the target; of those with the anchor; kept pictures against the unchanged model."""
+
+
+def share(counts: list[int]) -> float:
+    return counts[0] / counts[1]
+
+
+def compared(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Judge and check as words, and whether they agree on both questions: erased? the rest kept?"""
+    found, said = record["judge"], record["check"]
+    if share(found["UA"]) >= GONE:
+        word = "erased" if share(found["anchor"]) >= ANCHORED else "gone"
+    else:
+        word = "partly" if share(found["UA"]) >= 0.2 else "nothing"
+    kept = share(found["kept both"]) >= KEPT * share(before["judge"]["kept both"])
+    agree = ((said["outcome"] == "erased") == (word == "erased")) and said["kept"] == kept
+    return {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"], "agree": agree}
+
+
+def row(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A run as it is published: shares with Wilson intervals, the check's numbers, both verdicts."""
+    shares = {name: asdict(wilson(*counts)) for name, counts in record["judge"].items()}
+    effect = record["check"]["concepts"][0]
+    numbers = {name: effect[name] for name in ("towards", "left", "moved", "apart")} | {"rest": record["check"]["rest"]}
+    more = {name: record[name] for name in ("seconds", "steps", "kept")}
+    return {"arm": record["arm"], "judge": shares, "check": numbers, "verdicts": compared(record, before), **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pipeline = build(args.work)
+    model, judge = load(args.work / "pipeline"), load_judge(args.work)
+    unchanged, rows = {}, []
+    for target, anchor in PAIRS:
+        one = concept(target, anchor)
+        path = args.work / "runs" / f"{target}-unchanged.json"
+        if not path.exists():
+            state.write_json(path, measured(model, judge, one, Check.of(model, ConceptSet.of(one)), None))
+        unchanged[target] = state.read_json(path)
+    for arm in arms():
+        rows.append(row(run(arm, model, judge, args.work), unchanged[arm.target]))
+        told, shares = rows[-1]["verdicts"], rows[-1]["judge"]
+        numbers = " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both"))
+        print(
+            f"{arm.key:50} {numbers}  judge {told['judge']}, check {told['check']}, agree {told['agree']}", flush=True
+        )
+        config = {"drawing": DRAWING, "tuned on": TUNING, "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT}}
+        state.write_json(
+            RESULT,
+            {
+                "command": "python benchmarks/strange_erasures.py --work FOLDER",
+                "config": config
+                | {"prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN}},
+                "environment": asdict(environment.collect()),
+                "pipeline": pipeline,
+                "unchanged": {
+                    target: {name: asdict(wilson(*counts)) for name, counts in found["judge"].items()}
+                    for target, found in unchanged.items()
+                },
+                "rows": rows,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What the check of an erasure found: a few numbers a concept, the rest, and the verdict in words.
+
+The numbers come from ``erase/check.py``, which draws with the model; this file only judges them, so that whatever
+reads a record (the page, the card) says the same words without a model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from unteach.core.registry import near
+from unteach.errors import DataError
+
+__all__ = ["Effect", "Finding", "Outcome"]
+
+Outcome = Literal["nothing", "partly", "gone", "erased", "undecided"]
+
+ERASED_TOWARDS, ERASED_LEFT = 0.58, 0.75
+"""Erased: at least this share of the way to the anchor, and at most this share of the distance left."""
+GONE_MOVED = 0.65
+"""Gone: moved at least this far, in units of the distance between target and anchor."""
+NOTHING_TOWARDS, NOTHING_LEFT = 0.2, 0.95
+"""Nothing happened: less than this share of the way, or at least this share of the distance left."""
+LEAST_APART = 0.01
+"""Undecided: target and anchor differ by less than this share of the natural spread."""
+MOST_REST = 0.35
+"""The rest is kept: moved at most this share of the natural spread.
+
+All of them were chosen on the bundled model with its two judges (docs/erase.md says on what), not on the concepts and
+the pipeline that verdict and judge are compared on.
+"""
+
+WORDS: Mapping[Outcome, str] = {
+    "nothing": "nothing happened",
+    "partly": "partly erased",
+    "gone": "gone, but not the anchor",
+    "erased": "erased",
+    "undecided": "undecided: the model does not tell target and anchor apart",
+}
+WORST_FIRST: tuple[Outcome, ...] = ("nothing", "undecided", "partly", "gone", "erased")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What happened to the outputs under one concept's name, summed over prompts and noises.
+
+    With t the old output under the target's prompt, a the old one under the anchor's, n the new one under the
+    target's, all from the same noise:
+
+    Attributes:
+        target: what was to go.
+        anchor: what was to take its place.
+        towards: Σ⟨n − t, a − t⟩ / Σ‖a − t‖², the share of the way to the anchor: 0 nothing, 1 all of it.
+        left: Σ‖n − a‖² / Σ‖a − t‖², what is left of the distance to the anchor: 1 nothing happened, 0 it is there.
+        moved: Σ‖n − t‖² / Σ‖a − t‖².
+        apart: mean ‖a − t‖² in units of the natural spread between unrelated prompts; near 0 the model does not
+            tell the two names apart.
+        prompts: how many prompts stand behind it.
+    """
+
+    target: str
+    anchor: str
+    towards: float
+    left: float
+    moved: float
+    apart: float
+    prompts: int
+
+    @property
+    def outcome(self) -> Outcome:
+        """The numbers as one word."""
+        if self.prompts == 0 or self.apart < LEAST_APART:
+            return "undecided"
+        if self.towards >= ERASED_TOWARDS and self.left <= ERASED_LEFT:
+            return "erased"
+        if self.moved >= GONE_MOVED:
+            return "gone"
+        if self.towards < NOTHING_TOWARDS or self.left >= NOTHING_LEFT:
+            return "nothing"
+        return "partly"
+
+    @property
+    def numbers(self) -> str:
+        """The numbers for a reader."""
+        if not self.prompts:
+            return "no prompt tells the two names apart"
+        return (
+            f"{100 * self.towards:.0f} % of the way to the anchor, {self.left:.2f} of the distance left, "
+            f"{self.prompts} prompts"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the check of an erasure found.
+
+    Attributes:
+        concepts: one :class:`Effect` a concept.
+        rest: mean squared move of the outputs under unrelated prompts, in units of the natural spread (the mean
+            squared distance between outputs of different unrelated prompts from the same noise).
+        prompts: how many unrelated prompts stand behind it.
+        seed: of the prompts and noises.
+    """
+
+    concepts: tuple[Effect, ...]
+    rest: float
+    prompts: int
+    seed: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the rest stayed."""
+        return self.rest <= MOST_REST
+
+    @property
+    def good(self) -> bool:
+        """Every concept is erased and the rest is kept."""
+        return self.kept and all(effect.outcome == "erased" for effect in self.concepts)
+
+    @property
+    def verdict(self) -> str:
+        """In words, the worst concept decides: "erased, the rest kept", "nothing happened" and so on."""
+        found = [effect.outcome for effect in self.concepts]
+        outcome = min(found, key=WORST_FIRST.index) if found else "undecided"
+        if outcome == "nothing" and self.kept:
+            return WORDS[outcome]
+        return f"{WORDS[outcome]}, the rest {'kept' if self.kept else 'hurt'}"
+
+    def lines(self) -> list[str]:
+        """The numbers behind the verdict: a line a concept, and one of the rest."""
+        found = [
+            f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts
+        ]
+        kept = "kept" if self.kept else "hurt"
+        return [*found, f"the rest: {kept} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        record = dataclasses.asdict(self)
+        return {**record, "concepts": list(record["concepts"])}
+
+    @classmethod
+    def from_dict(cls, record: object, *, where: str = "the check's record") -> "Finding":
+        """From what :meth:`to_dict` gave.
+
+        Raises:
+            DataError: unknown or missing keys, wrong types.
+        """
+        values = _fields(cls, record, where)
+        listed = values["concepts"]
+        if not isinstance(listed, list | tuple):
+            raise DataError(f"{where}: 'concepts' must be a list", found=type(listed).__name__)
+        effects = tuple(Effect(**_fields(Effect, one, f"{where}, concept {i}")) for i, one in enumerate(listed, 1))
+        return cls(**{**values, "concepts": effects})
+
+
+_TYPES: Mapping[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int)}
+
+
+def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
+    """The record's values, checked: exactly the fields of ``kind``, each of its type."""
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}: must be a mapping", found=type(record).__name__)
+    fields = get_type_hints(kind)
+    for key in record:
+        if key not in fields:
+            raise DataError(f"{where}: unknown key '{key}'", fix=near(str(key), fields))
+    for name, wanted in fields.items():
+        if name not in record:
+            raise DataError(f"{where}: '{name}' is missing")
+        value = record[name]
+        if wanted is float and isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: '{name}' must be a finite number", found=value)
+        if wanted in _TYPES and (not isinstance(value, _TYPES[wanted]) or isinstance(value, bool)):
+            raise DataError(f"{where}: '{name}' must be {wanted.__name__}", found=repr(value)[:80])
+    return dict(record)

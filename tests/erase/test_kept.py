@@ -1,0 +1,123 @@
+"""Prompts to keep that nobody wrote: from the model's own words, never the concepts', recorded, and off on request."""
+
+import dataclasses
+
+import pytest
+import torch
+from tests import toys
+from tests.erase.common import CONCEPT, quick, same
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from unteach.core import state
+from unteach.diffusion import load
+from unteach.erase import Concept, ConceptSet, Job, erase, kept, methods, presets
+from unteach.erase.method import make
+
+SET = ConceptSet.of(dataclasses.replace(CONCEPT, names=("blue",)))
+OFFICIAL = ("uce-official", "uce-plain", "ablate-paper", "doco-paper", "doco-official-2024-11", "doco-official-2024-10")
+
+
+def test_words_are_the_tokenizers_own_without_the_concepts_names(sd):
+    found = kept.words(sd, SET)
+    assert {"dog", "noto", "picture", "house"} <= set(found)
+    assert not {"twemoji", "openmoji", "blue", "a", "in"} & set(found)
+    assert "tyle" not in found and "emoji" not in found  # ends of words, pieces of names
+
+
+def test_prompts_are_a_function_of_the_seed_and_name_nothing_that_goes(sd):
+    first = kept.prompts(sd, SET, 40, 3)
+    assert len(first) == len(set(first)) == 40 and first == kept.prompts(sd, SET, 40, 3)
+    assert kept.prompts(sd, SET, 10, 3) == first[:10]
+    assert first != kept.prompts(sd, SET, 40, 4)
+    assert all(1 <= len(prompt.split()) <= 5 for prompt in first)
+    assert not {"twemoji", "openmoji", "blue"} & {word for prompt in first for word in prompt.split()}
+    assert first[0] not in kept.prompts(sd, SET, 40, 3, avoid=first[:1])
+    assert kept.prompts(sd, SET, 0, 3) == []
+
+
+@pytest.mark.parametrize("mark", ["▁", "Ġ"])
+def test_other_tokenizers_mark_words_at_their_beginning(sd, mark):
+    words = [f"{mark}{word}" for word in ("dog", "house", "river", "bomb", "balloon", "an")]
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words, "tail"])}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=mark)
+    sd.pipe.tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<unk>")
+    sd.pipe.tokenizer.model_max_length = 8
+    assert kept.words(sd, ConceptSet.of(Concept(target="bomb", anchor="balloon"))) == ["dog", "house", "river"]
+
+
+def test_without_whole_words_captions_stand_in(sd, tmp_path):
+    letters = toys.tokenizer(tmp_path)
+    vocabulary = {t: i for t, i in letters.get_vocab().items() if len(t.removesuffix("</w>")) == 1 or t.startswith("<")}
+    made = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    sd.pipe.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<|endoftext|>", pad_token="<|endoftext|>", model_max_length=77
+    )
+    assert kept.words(sd, SET) == []
+    dogs = ConceptSet.of(Concept(target="cat", anchor="dog"))
+    found = kept.prompts(sd, dogs, 240, 0)
+    assert len(found) > 20 and set(found) <= set(kept.CAPTIONS)
+    assert not any("cat" in prompt.split() for prompt in found)
+
+
+def test_all_methods_keep_them_after_the_users_own(sd):
+    job = Job(model=sd, concepts=ConceptSet.of(CONCEPT), seed=5)
+    own, words = list(CONCEPT.retain), job.kept(7)
+    assert len(words) == 7 and not set(own) & set(words)
+    for name in methods:
+        assert quick(name, kept_words=7).retained(job) == [*own, *words]
+        assert quick(name, kept_words=0).retained(job) == own
+        assert methods[name]().kept_words == 240
+
+
+def test_none_of_the_users_own(sd):
+    bare = Job(model=sd, concepts=ConceptSet.of(dataclasses.replace(CONCEPT, retain=())), seed=5)
+    assert quick("uce", kept_words=0).retained(bare) == []  # the closed form of the paper keeps what it is told
+    anchors = ["an openmoji dog", "openmoji cat"]
+    assert quick("doco", kept_words=3).retained(bare) == [*anchors, *bare.kept(3)]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_count_and_digest_are_recorded(sd, name):
+    found = erase(sd, CONCEPT, quick(name, kept_words=7), seed=5, check=False).meta["kept"]
+    words = Job(model=sd, concepts=ConceptSet.of(CONCEPT), seed=5).kept(7)
+    assert found == {"prompts": 7, "digest": state.fingerprint({"prompts": words})}
+    assert "kept" not in erase(sd, CONCEPT, quick(name, kept_words=0), seed=5, check=False).meta
+
+
+def test_the_papers_presets_have_none_and_a_rate_of_their_own():
+    for name in OFFICIAL:
+        method = make(name)
+        assert method.kept_words == 0
+        assert presets[name][0] == "uce" or (method.lr is not None and method.look_every == 0)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_model_of_other_units_is_erased_alike(name, folder):
+    """Text states ÷ 10 and the matrices that read them × 10: the same function, so the same relative change."""
+    plain, scaled = load(folder("sd")), load(folder("sd"))
+    with torch.no_grad():
+        norm = next(m for n, m in scaled.pipe.text_encoder.named_modules() if n.endswith("final_layer_norm"))
+        norm.weight.div_(10)
+        norm.bias.div_(10)
+        for key in scaled.cross_attention_kv():
+            scaled.denoiser.get_parameter(key).mul_(10)
+    settings = {"kept_words": 7} | ({} if name == "uce" else {"lr": None, "clip": 0.0, "weight_decay": 0.0})
+    a, b = (erase(model, CONCEPT, quick(name, **settings), seed=5, check=False) for model in (plain, scaled))
+    for key, change in a.tensors.items():
+        assert float(change.norm()) > 0
+        torch.testing.assert_close(b.tensors[key] / 10, change, rtol=0.02, atol=0.02 * float(change.abs().max()))
+
+
+def test_kept_words_hold_what_nobody_named(sd):
+    """The closed form: states of prompts that are not among them move less with than without."""
+    moved = {}
+    for count in (0, 60):
+        delta = erase(sd, dataclasses.replace(CONCEPT, retain=()), quick("uce", kept_words=count), check=False)
+        hidden = sd.encode(["red house", "a photo of a car", "mono apple icon"]).hidden.flatten(0, 1)
+        key, change = next(iter(delta.tensors.items()))
+        moved[count] = float((hidden @ change.T).norm() / (hidden @ sd.denoiser.get_parameter(key).T).norm())
+    assert moved[60] < 0.5 * moved[0]
+    on, off = (erase(sd, CONCEPT, quick("uce", kept_words=n), check=False) for n in (6, 0))
+    assert not same(on, off)
