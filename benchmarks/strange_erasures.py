@@ -33,10 +33,8 @@ from unteach.evaluate.stats import wilson
 RESULT = Path(__file__).parent / "results" / "strange_erasures.json"
 DRAWING = {"num_inference_steps": 12, "guidance_scale": 3.0}
 # As many prompts as the example of docs/erase.md: two to erase, two to keep for a style, none for an object.
-STYLE_PROMPTS, OBJECT_PROMPTS = (
-    ("a {} ball", "a picture of a box in {} style"),
-    ("a neon {}", "a {} in the style of candy"),
-)
+STYLE_PROMPTS = ("a {} ball", "a picture of a box in {} style")
+OBJECT_PROMPTS = ("a neon {}", "a {} in the style of candy")
 STYLE_RETAIN = ("a neon star", "a candy heart")
 
 
@@ -78,9 +76,7 @@ def arms() -> list[Arm]:
             Arm("uce plain", *pair, "uce-plain"),
             Arm("ablate, five steps", *pair, "ablate", {"steps": 5}),
             Arm("doco, tiny rate", *pair, "doco", {"lr": 1e-6}),
-            Arm(
-                "ablate, huge rate, nothing kept", *pair, "ablate", {"pace": 1.0, "retain_weight": 0.0, "look_every": 0}
-            ),
+            Arm("ablate, huge rate", *pair, "ablate", {"pace": 1.0, "retain_weight": 0.0, "look_every": 0}),
         ]
     return found
 
@@ -199,16 +195,19 @@ def main() -> None:
         rows.append(row(run(arm, model, judge, args.work), unchanged[arm.target]))
         told, shares = rows[-1]["verdicts"], rows[-1]["judge"]
         numbers = " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both"))
-        print(
-            f"{arm.key:50} {numbers}  judge {told['judge']}, check {told['check']}, agree {told['agree']}", flush=True
-        )
-        config = {"drawing": DRAWING, "tuned on": TUNING, "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT}}
+        words = f"judge {told['judge']}, check {told['check']}, agree {told['agree']}"
+        print(f"{arm.key:40} {numbers}  {words}", flush=True)
+        config = {
+            "drawing": DRAWING,
+            "tuned on": TUNING,
+            "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
+            "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
+        }
         state.write_json(
             RESULT,
             {
                 "command": "python benchmarks/strange_erasures.py --work FOLDER",
-                "config": config
-                | {"prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN}},
+                "config": config,
                 "environment": asdict(environment.collect()),
                 "pipeline": pipeline,
                 "unchanged": {
