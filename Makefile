@@ -25,6 +25,18 @@ demo: $(STAMP)  ## Erase a concept from the bundled model, judge it, write runs/
 test: $(STAMP)  ## All checks: style, types, imports, lengths, secrets, sizes, tests
 	$(BIN)/python tools/check.py
 
+# What touches other people's libraries; the rest of the suite is arithmetic on torch tensors.
+FLOORS := .venv-floors
+FLOOR_TESTS ?= tests/diffusion tests/erase tests/guard tests/canvas/test_bundled.py
+
+.PHONY: test-floors
+test-floors:  ## The tests of models, methods and guards with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints-floors.txt)"
+	$(FLOORS)/bin/python -m pip install --quiet -c constraints-floors.txt -e '.[lora,sign]' pytest hypothesis resvg-py
+# transformers 5.6 reads vocab.json in a way that its tokenizers call deprecated.
+	$(FLOORS)/bin/python -m pytest -q -W 'ignore:Deprecated in 0.9.0:DeprecationWarning' $(FLOOR_TESTS)
+
 .PHONY: format
 format: $(STAMP)  ## Put the code into the project's form
 	$(BIN)/ruff check --fix .
@@ -44,5 +56,5 @@ $(STAMP): pyproject.toml constraints.txt
 
 .PHONY: clean
 clean:  ## Remove the environment, the caches and everything that was made
-	rm -rf $(VENV) build dist runs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOORS) build dist runs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests tools -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

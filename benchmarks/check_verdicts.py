@@ -59,7 +59,9 @@ def judged(model: Model, concept: Concept, delta: WeightDelta | None) -> dict[st
     world = World.emoji()
     chosen: list[Ask] = [ask for ask in asks(world, [concept], PROTOCOL) if ask.set == HELD_OUT]
     domain, target = world.locate(concept)
-    _, anchor = world.locate(dataclasses.replace(concept, target=concept.anchor, anchor=concept.target, names=()))
+    _, anchor = world.locate(
+        dataclasses.replace(concept, target=concept.anchor, anchor=concept.target, names=(), retain=())
+    )
     prompts = [ask.prompt for ask in chosen]
     numbers = [seeds.integer(0, "judged", prompt) for prompt in prompts]
     steps = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}

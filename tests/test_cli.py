@@ -537,6 +537,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     said = capsys.readouterr()
     for part in ("bomb     loading the model", "drawing training pictures", "trained 8 of 8 steps", "nothing  FAILED"):
         assert part in said.out
+    assert "bomb     checked without a judge: " in said.out and "the check without a judge: " in said.out
     assert "bomb → balloon (object): gone on" in said.out and "IRA (same domain kept)" in said.out
     assert "nothing was not finished (exit code 2)" in said.err and "is not a concept of the demo" in said.err
     page = (tmp_path / "report.html").read_text()

@@ -281,7 +281,8 @@ def test_an_exported_folder_is_base_plus_delta(model: Model, tmp_path: Path, cap
     with delta.apply(model):
         assert_same(load(folder), weights(model))
         expected = sample(model, ["a dog"], [0], num_inference_steps=2)
-    assert torch.equal(sample(load(folder), ["a dog"], [0], num_inference_steps=2), expected)
+    # Not bit for bit: where a file is mapped into memory, a product's last bit depends on where its tensors begin.
+    torch.testing.assert_close(sample(load(folder), ["a dog"], [0], num_inference_steps=2), expected)
     note = json.loads((folder / "unteach.json").read_text())
     assert (note["format"], note["base"]) == ("unteach-delta", delta.meta["base"])
     texts = [file.read_text() for file in folder.rglob("*.json")]

@@ -17,6 +17,7 @@ from unteach.core import seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.examples import Examples, disjoint
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.finetune import Batches, Finetune, finetune, timesteps
 from unteach.diffusion.lowrank import LowRank, finetune_lowrank, has_form
 from unteach.diffusion.model import Model
@@ -48,7 +49,7 @@ def probe_losses(
 
 
 def relearn(
-    model: Model,
+    model: Model | Pipeline,
     data: Examples,
     *,
     frozen: Collection[str] = (),
@@ -68,7 +69,7 @@ def relearn(
     """Attack a model and return the curve; its weights are bit for bit as before on return, whatever happens.
 
     Args:
-        model: what is attacked.
+        model: what is attacked: a model, or a diffusers pipeline.
         data: what is fine-tuned on.
         frozen: names of the tensors that the mask freezes.
         mode: "full" fine-tuning with AdamW of all that is not frozen, or "lora": factors on all linear and convolution
@@ -91,6 +92,7 @@ def relearn(
         ModelError: a frozen name that the denoiser has not.
     """
     begin = time.monotonic()
+    model = Model.of(model, edit=True)
     wrong = [at for at in evaluate_at if not 0 <= at <= steps]
     if wrong or not probes or mode not in ("full", "lora"):
         raise ConfigError(

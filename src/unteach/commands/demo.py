@@ -119,6 +119,8 @@ def _one(erasure: Erasure, options: Demo, command: str) -> None:
     elif total is not None:
         stage(f"drawing training pictures, then training {total} steps")
     delta = erase.execute(plan, model, tell=stage)
+    if delta.check is not None:
+        stage(f"checked without a judge: {delta.check.verdict}")
     stage("drawing and judging pictures, before and after")
     asked = Evaluate(num_inference_steps=QUICK_STEPS if options.quick else STEPS)
     subject = evaluate.Subject(

@@ -74,6 +74,8 @@ def verdicts(results: Results, limits: view.Thresholds | None = None) -> str:
         found = view.verdict(results, concept.target, limits)
         head = f"{concept.target} → {concept.anchor} ({concept.kind}): {found.sentence} [{found.label}]"
         parts.append(head + "\n" + _table(mine))
+    if results.check is not None:
+        parts.append("\n  ".join([f"the check without a judge: {results.check.verdict}", *results.check.lines()]))
     return "\n\n".join(parts)
 
 

@@ -22,9 +22,9 @@ from unteach.core import state
 from unteach.core.finding import Finding
 from unteach.core.registry import near
 from unteach.diffusion import lora
-from unteach.diffusion.families import families
+from unteach.diffusion.families import Pipeline, families
 from unteach.diffusion.loading import quiet
-from unteach.diffusion.model import Model, weights_digest
+from unteach.diffusion.model import Model, editable, weights_digest
 from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError
 
 FORMAT, VERSION = "unteach-delta", 1
@@ -104,7 +104,7 @@ class WeightDelta:
 
     def apply(
         self,
-        to: Model | nn.Module,
+        to: Model | nn.Module | Pipeline,
         scale: float = 1.0,
         *,
         strict: bool = True,
@@ -113,7 +113,7 @@ class WeightDelta:
         """Add the delta to a model in place.
 
         Args:
-            to: a model, or a denoiser.
+            to: a model, a diffusers pipeline, or a denoiser.
             scale: factor of the delta; 0 changes no bit.
             strict: a name that the denoiser lacks is an error; otherwise it is skipped and listed.
             allow_other_base: apply to weights other than those it was learned on.
@@ -123,8 +123,10 @@ class WeightDelta:
             end.
 
         Raises:
-            ModelError: the family, a name, a shape or the base does not fit. Nothing is changed then.
+            ModelError: the family, a name, a shape or the base does not fit, or the weights are wrapped (a loaded
+                LoRA, fused projections). Nothing is changed then.
         """
+        to = editable(to)
         module = to.denoiser if isinstance(to, Model) else to
         parameters = dict(module.named_parameters())
         missing = [name for name in self.tensors if name not in parameters]

@@ -9,6 +9,7 @@ from torch import Tensor
 from unteach.core import seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError, DataError
 
@@ -87,8 +88,11 @@ class Examples:
         return state.fingerprint({"latents": state.digest({"latents": self.latents}), "captions": self.captions})
 
 
-def encoded(model: Model, name: str, images: Tensor, captions: Sequence[str], ids: Sequence[str]) -> Examples:
+def encoded(
+    model: Model | Pipeline, name: str, images: Tensor, captions: Sequence[str], ids: Sequence[str]
+) -> Examples:
     """Encode images (N, 3, H, W), float in [0, 1], and captions with a model's own encoders."""
+    model = Model.of(model)
     latents = torch.cat([model.to_latents(part) for part in torch.split(images, 64)])
     return Examples(name, latents.cpu(), model.encode(list(captions)), tuple(ids), tuple(captions))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unteach.core import masks
 from unteach.core.loop import History, Loop, Step
 from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
@@ -112,7 +113,7 @@ class Average:
 
 
 def finetune(
-    model: Model,
+    model: Model | Pipeline,
     batches: Batches,
     config: Finetune,
     *,
@@ -126,7 +127,7 @@ def finetune(
     """Train ``model.denoiser`` in place on the denoising loss; the same call resumes from ``out``.
 
     Args:
-        model: any family; its denoiser's chosen parameters move, everything else stays.
+        model: any family, or a diffusers pipeline; its denoiser's chosen parameters move, everything else stays.
         batches: the data, see :data:`Batches`.
         config: the settings.
         seed: root of noise, timesteps and of whatever ``batches`` draws.
@@ -141,6 +142,7 @@ def finetune(
         NumericsError: the loss is not finite.
         CheckpointError: the checkpoint in ``out`` is damaged or of another configuration.
     """
+    model = Model.of(model, edit=True)
     params = masks.select(model.denoiser, config.train)
     for value in params.values():
         value.requires_grad_(True)

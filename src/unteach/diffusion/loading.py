@@ -1,7 +1,6 @@
 """Look at a diffusers folder before anything is loaded from it, and load it without noise or unsafe files."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from packaging.version import Version
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from unteach.diffusion.families import Family, Pipeline, families
+from unteach.diffusion.folder import check_files, check_index, check_parts, read_json
+from unteach.diffusion.foreign import foreign, unremarked
 from unteach.errors import ConfigError, ModelError
 
 # from_pretrained's argument; the old name warns from 0.42 on.
@@ -39,11 +40,11 @@ def known_families() -> str:
 
 
 def inspect(path: str | Path) -> Found:
-    """Read ``model_index.json`` and list the weight files, without loading any.
+    """Read the index and the configurations and list the files, without loading or importing any.
 
     Raises:
-        ModelError: the folder is missing, is not a diffusers pipeline, is of an unknown family, names code of
-            its own, or has no safetensors weights.
+        ModelError: the folder is missing, is not a diffusers pipeline, is of an unknown family, brings code or leads
+            out of itself, lacks files of its tokenizer, or has no safetensors weights.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -59,7 +60,9 @@ def inspect(path: str | Path) -> Found:
         )
     index = _read_index(folder)
     family = _family(index.get("_class_name"), folder)
-    _check_components(index, family, folder)
+    check_files(folder)
+    check_index(index, family, folder)
+    check_parts(family, folder)
     variants = {_variant(folder / part, part) for part in family.components} - {None}
     if len(variants) > 1:
         raise ModelError(f"'{folder}' mixes weights of several variants", found=sorted(map(str, variants)))
@@ -76,10 +79,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
             found=shown or "an empty folder",
             fix="give the folder that save_pretrained wrote, not one of its parts",
         )
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"'{file}' cannot be read", found=error) from error
+    index = read_json(file)
     if not isinstance(index, dict):
         raise ModelError(f"'{file}' is not a pipeline's index", found=type(index).__name__)
     return index
@@ -94,28 +94,6 @@ def _family(class_name: object, folder: Path) -> Family:
         found=f"pipeline class {class_name}",
         fix=f"known families: {known_families()}",
     )
-
-
-def _check_components(index: dict[str, Any], family: Family, folder: Path) -> None:
-    """Only the family's own classes, from diffusers and transformers: a folder may not bring code."""
-    for part, entry in index.items():
-        if part in family.loading or not isinstance(entry, list) or len(entry) != 2:
-            continue
-        library, cls = entry
-        if library not in ("diffusers", "transformers", None):
-            raise ModelError(
-                f"the part '{part}' of '{folder}' asks for code outside diffusers and transformers",
-                found=f"{library}.{cls}",
-                fix="no such code is run; use a folder whose parts are of the usual classes",
-            )
-    for part, expected in family.components.items():
-        entry = index.get(part)
-        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if cls != expected:
-            raise ModelError(
-                f"a {family.pipeline.__name__} needs a '{part}' of class {expected}",
-                found=f"{cls} in '{folder}'",
-            )
 
 
 def _variant(folder: Path, part: str) -> str | None:
@@ -163,18 +141,34 @@ def load_pipeline(found: Found, dtype: torch.dtype, device: str | torch.device) 
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"the device '{device}' is not available", found=error) from error
-    try:
-        with quiet():
-            pipe = found.family.pipeline.from_pretrained(
-                found.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                variant=found.variant,
-                **{_DTYPE: dtype},
-                **found.family.loading,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    again = f"'{found.folder}' could not be loaded"
+    with foreign(again, fix="fetch or save the folder again"), quiet(), unremarked():
+        # Part by part, by the class that is known: what the files lack is told, and no class is looked up by name.
+        parts = {part: _load_part(found, part, cls, dtype) for part, cls in found.family.components.items()}
+        pipe = found.family.pipeline.from_pretrained(
+            found.folder, local_files_only=True, use_safetensors=True, **parts, **found.family.loading
+        )
+    with foreign(f"'{found.folder}' could not be put on '{device}'", fix="choose another device or dtype"):
+        return pipe.to(device)
+
+
+def _load_part(found: Found, part: str, cls: str, dtype: torch.dtype) -> Any:
+    own = hasattr(diffusers, cls)
+    variant = found.variant if any((found.folder / part).glob(f"*.{found.variant}[.-]*")) else None
+    module, told = getattr(diffusers if own else transformers, cls).from_pretrained(
+        found.folder / part,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        variant=variant,
+        **{_DTYPE if own else "dtype": dtype},
+    )
+    empty = [name for name, tensor in module.state_dict().items() if tensor.device.type == "meta"]
+    lost = sorted({*told["missing_keys"], *empty})
+    if lost:
         raise ModelError(
-            f"'{found.folder}' could not be loaded", found=error, fix="fetch or save the folder again"
-        ) from error
-    return pipe.to(device)
+            f"the file of '{part}' in '{found.folder}' lacks {len(lost)} of its tensors: they would be random",
+            found=f"missing: {', '.join(lost[:3])}" + (", …" if len(lost) > 3 else ""),
+            fix="fetch or save the folder again; a folder saved by a newer release may need that release to be read",
+        )
+    return module

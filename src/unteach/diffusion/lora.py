@@ -135,7 +135,8 @@ def attach(pipe: Any, folder: Path | str) -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("peft", "lora") from error
-    pipe.load_lora_weights(str(folder), local_files_only=True)
+    # Named, because some releases look nothing up when the hub is off.
+    pipe.load_lora_weights(str(folder), weight_name=FILE, local_files_only=True)
 
 
 def _has_form(name: str, tensor: Tensor) -> bool:

@@ -18,9 +18,13 @@ from torch.func import functional_call
 
 from unteach.core import state
 from unteach.core.registry import near
+from unteach.diffusion import conventions
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.families import Family, Pipeline, families
+from unteach.diffusion.foreign import foreign
 from unteach.diffusion.loading import inspect, known_families, load_pipeline
+from unteach.diffusion.texts import check_tokenizer
+from unteach.diffusion.wrappers import check_plain
 from unteach.errors import ConfigError, DataError, ModelError
 
 _CACHE_BYTES = 256 * 2**20
@@ -70,7 +74,8 @@ class Model:
         latent_shape: ``(C, h, w)`` at the model's own resolution.
 
     Raises:
-        ModelError: the pipeline's class is of no known family, or its parts do not fit each other.
+        ModelError: the pipeline's class is of no known family, its parts do not fit each other, are wrapped
+            (:mod:`unteach.diffusion.wrappers`), or are called in another way (:mod:`unteach.diffusion.conventions`).
     """
 
     def __init__(self, pipe: Pipeline, path: Path | None = None) -> None:
@@ -89,7 +94,11 @@ class Model:
             module = getattr(pipe, part)
             if not isinstance(module, nn.Module):
                 raise ModelError(f"the pipeline has no '{part}'", found=type(module).__name__)
+            check_plain(module, f"the part '{part}'")
             module.eval().requires_grad_(False)
+        for name, encoder in self.conventions.tokenizers.items():
+            with foreign(f"the '{name}' of the pipeline does not work", fix="fetch or save the folder again"):
+                check_tokenizer(getattr(pipe, name), getattr(pipe, encoder), name)
         self.schedule = self.conventions.schedule(pipe)
         self.latent_shape = self.conventions.latent_shape(pipe)
         channels = int(pipe.vae.config.latent_channels)
@@ -102,6 +111,24 @@ class Model:
         self._cache: OrderedDict[str, Conditioning] = OrderedDict()
         self._cache_bytes = 0
         self._digest: str | None = None
+        conventions.check(self)
+
+    @classmethod
+    def of(cls, given: "Model | Pipeline", *, edit: bool = False) -> "Model":
+        """The model itself, or one made of a diffusers pipeline, whose parts are then frozen.
+
+        Args:
+            given: a model or a loaded pipeline.
+            edit: its weights will be changed: look again whether they were wrapped since the model was made.
+
+        Raises:
+            ModelError: it is neither, the pipeline is of no known family, or its weights are wrapped.
+        """
+        if not isinstance(given, Model):
+            return cls(given)
+        if edit:
+            check_plain(given.denoiser)
+        return given
 
     def __repr__(self) -> str:
         return f"Model(family={self.family!r}, prediction={self.prediction!r}, path={str(self.path)!r})"
@@ -296,6 +323,18 @@ class Model:
     def weights_changed(self) -> None:
         """Tell the model that its denoiser was changed in place: the next digest is computed anew."""
         self._digest = None
+
+
+def editable(given: Model | nn.Module | Pipeline) -> Model | nn.Module:
+    """What a change of weights can be applied to: a model, a pipeline (as a model), or a denoiser alone.
+
+    Raises:
+        ModelError: its weights are wrapped, so that a change would not be used.
+    """
+    if isinstance(given, nn.Module):
+        check_plain(given)
+        return given
+    return Model.of(given, edit=True)
 
 
 def _size(row: Conditioning) -> int:

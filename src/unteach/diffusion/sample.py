@@ -5,7 +5,6 @@ pipeline gets (up to the order of floating-point sums).
 """
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unteach.core import state
+from unteach.diffusion.families import Pipeline
+from unteach.diffusion.foreign import unremarked
 from unteach.diffusion.model import Model, weights_digest
 from unteach.errors import CheckpointError, ConfigError, NumericsError
 
@@ -43,7 +44,7 @@ class Chunk:
 
 
 def sample(
-    model: Model,
+    model: Model | Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -59,7 +60,8 @@ def sample(
     """Draw one picture for each pair of a prompt and a seed.
 
     Args:
-        model: its pipeline is not changed: sampling uses a copy with a fresh scheduler of the same config.
+        model: a model, or a diffusers pipeline, whose parts are then frozen (:meth:`Model.of`). Its pipeline is not
+            changed: sampling uses a copy with a fresh scheduler of the same config.
         prompts: N prompts.
         seeds: N seeds; item i is a function of ``prompts[i]``, ``seeds[i]`` and the settings alone.
         num_inference_steps: sampling steps.
@@ -104,7 +106,7 @@ def sample(
 
 
 def iterate(
-    model: Model,
+    model: Model | Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -121,6 +123,7 @@ def iterate(
 
     Batches that ``out`` holds already come first.
     """
+    model = Model.of(model)
     settings = _settings(model, num_inference_steps, guidance_scale, height, width, output)
     _check_items(prompts, seeds, batch_size)
     store = None if out is None else _Store(Path(out), _config(model, prompts, seeds, settings))
@@ -145,16 +148,15 @@ def iterate(
 def _draw(model: Model, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
     # A shallow copy shares the networks; a scheduler keeps state between steps, so it gets its own.
     pipe = copy.copy(model.pipe)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    with unremarked():
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     guided = settings.guidance_scale > 1
     negative = model.unconditional(len(prompts)) if guided else None
     training = model.denoiser.training
     model.denoiser.eval()
     try:
-        with warnings.catch_warnings():
-            # diffusers' solvers hand torch tensors to np.array, which newer numpy releases remark upon.
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        with unremarked():
             images: Tensor = pipe(
                 **model.conventions.pipeline_inputs(model.encode(prompts), negative),
                 num_inference_steps=settings.num_inference_steps,

@@ -19,8 +19,8 @@ def read(model: Model, prompt: str) -> Ids:
 
 def last_token(model: Model, text: str) -> int:
     """Position of the last token of the text that is read, before the end mark (0 when it has none)."""
-    count = sum(_call(model, next(iter(model.conventions.tokenizers)), text).attention_mask)
-    return max(0, count - 2)
+    mask = _call(model, next(iter(model.conventions.tokenizers)), text).attention_mask
+    return max(0, int(sum(mask)) - 2)
 
 
 def end_of(model: Model, prompt: str, end: int) -> int | None:

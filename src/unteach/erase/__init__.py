@@ -11,6 +11,7 @@ from accelerate import PartialState
 from unteach.core.state import canonical
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.check import Check, Finding, warn
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def erase(
-    model: Model,
+    model: Model | Pipeline,
     concepts: Concept | Mapping[str, Any] | Iterable[Concept | Mapping[str, Any]],
     method: Method | str = "doco",
     *,
@@ -55,7 +56,7 @@ def erase(
     but "erased, the rest kept" is logged as a warning.
 
     Args:
-        model: what :func:`unteach.diffusion.load` gave.
+        model: what :func:`unteach.diffusion.load` gave, or a diffusers pipeline, whose parts are then frozen.
         concepts: one or several, as :class:`Concept` or as mappings of its fields.
         method: a method's or preset's name, or a configured :class:`Method`.
         seed: equal seeds give equal deltas.
@@ -70,7 +71,7 @@ def erase(
     Raises:
         ConfigError: unknown method or settings, concepts with mistakes; lists them all.
         DataError: the model cannot tell the target from the anchor in any prompt (:mod:`unteach.erase.pairs`).
-        ModelError: the method cannot edit this denoiser.
+        ModelError: the method cannot edit this denoiser, or its weights are wrapped (a loaded LoRA, fused projections).
         CheckpointError: ``out`` holds another run, or is damaged.
         NumericsError: training diverged; the last good checkpoint is kept.
     """
@@ -78,6 +79,7 @@ def erase(
         method = make(method, **settings)
     elif settings:
         raise ConfigError("settings go with a method's name, not with a configured method", found=", ".join(settings))
+    model = Model.of(model, edit=True)
     model.digest(fresh=True)
     job = Job(
         model=model,

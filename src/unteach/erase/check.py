@@ -6,10 +6,8 @@ different prompts. No method ever trained on these prompts or kept them.
 """
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.diffusion.tokens import Ids, read
+from unteach.erase import kept
 from unteach.errors import NumericsError
 
 __all__ = ["Check", "Effect", "Finding", "passes", "warn"]
@@ -63,9 +62,13 @@ GENERIC = (
 )
 """Captions of the check's own for what no concept names."""
 
-TARGETS, REST, NOISES, STEPS, GUIDANCE = 16, 24, 4, 2, 3.0
-"""Prompts a concept, prompts of the rest, noises, sampling steps, classifier-free guidance."""
+PLAIN = ("red", "blue", "big", "small", "old", "new", "round", "wooden")
+"""Words for a tokenizer that has none of its own."""
+
+TARGETS, REST, NOISES, STEPS, GUIDANCE, BATCH = 16, 24, 4, 2, 3.0, 16
+"""Prompts a concept, prompts of the rest, noises, sampling steps, classifier-free guidance, pictures at a time."""
 FREQUENT = 4000
+"""How many of the tokenizer's words are used at most."""
 CAP = 99.0
 """What a number is cut to; also what outputs that are not finite count as."""
 
@@ -151,7 +154,7 @@ def passes(concepts: int) -> int:
 
 
 def natural_spread(outputs: Tensor, noises: int) -> float:
-    """Mean squared distance between outputs ``(N, …)`` of different prompts from the same noise: every ``noises``-th."""
+    """Mean squared distance between outputs (N, …) of different prompts from the same noise (every ``noises``-th)."""
     groups = [outputs[i::noises].double() for i in range(noises)]
     spreads = [2 * float(group.var(0).mean()) for group in groups if len(group) > 1]
     return sum(spreads) / max(1, len(spreads))
@@ -176,18 +179,9 @@ def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> 
 
 
 def vocabulary(model: Model, concepts: ConceptSet, seed: int) -> list[str]:
-    """Whole words of the model's own tokenizer, the frequent ones (CLIP's are in order), shuffled by ``seed``.
-
-    Ends of other words are left out (a tokenizer that learned "violin" knows "olin"), and what a concept names.
-    """
-    tokenizer: Any = model.pipe.tokenizer
-    ids: dict[str, int] = tokenizer.get_vocab()
-    whole = [t.removesuffix("</w>") for t in sorted(ids, key=ids.__getitem__) if t.endswith("</w>")]
-    plain = [word for word in whole if re.fullmatch(r"[a-z]{3,}", word)][:FREQUENT]
-    ends = {word[i:] for word in plain for i in range(1, len(word))}
+    """Frequent whole words of the model's own tokenizer that no concept names, shuffled by ``seed``."""
     named = " ".join(name for c in concepts for name in (c.target, c.anchor, *c.names))
-    words = [word for word in plain if word not in ends and not mentions(named, word)]
-    words = words or [word for word in ["red", "blue", "big", "small", "old", "new"] if not mentions(named, word)]
+    words = kept.words(model, concepts)[:FREQUENT] or [word for word in PLAIN if not mentions(named, word)]
     return [words[i] for i in seeds.permutation(len(words), seed, "check words").tolist()]
 
 
@@ -231,6 +225,7 @@ def _draw(model: Model, prompts: Sequence[Sequence[str]], noises: Sequence[int])
             numbers,
             num_inference_steps=min(STEPS, model.num_timesteps),
             guidance_scale=GUIDANCE,
+            batch_size=BATCH,
             output="latent",
         )
     except NumericsError:

@@ -1,4 +1,4 @@
-"""Prompt pairs as the model reads them: two prompts that are the same to the model, or a name that it cuts off, teach nothing.
+"""Prompt pairs as the model reads them: prompts that are the same to it, or a name that it cuts off, teach nothing.
 
 A text encoder reads a fixed number of tokens (77 in CLIP) and drops the rest without an error.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unteach.data.concepts import Concept, ConceptSet, PromptPair, fill, mentions, swap
 from unteach.diffusion.model import Model
-from unteach.diffusion.tokens import limit, name_end, read
+from unteach.diffusion.tokens import Ids, limit, name_end, read
 from unteach.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def readable(model: Model, concepts: ConceptSet) -> Readable:
     return Readable(made, lines, sum(part.captions for part in found))
 
 
-def _concept(model: Model, concept: Concept, erased: set[object]) -> Readable:
+def _concept(model: Model, concept: Concept, erased: set[Ids]) -> Readable:
     templates, captions = concept.templates(), concept.captions
     told = {
         **{t: PromptPair(fill(t, concept.anchor), fill(t, concept.target)) for t in templates},

@@ -21,6 +21,7 @@ from unteach.core import state
 from unteach.core.seeds import integer
 from unteach.data.concepts import Concept
 from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import CheckpointError, ConfigError, DataError
@@ -40,7 +41,7 @@ RESULTS = "results.json"
 
 
 def evaluate_canvas(
-    model: Model,
+    model: Model | Pipeline,
     delta: WeightDelta | None,
     concepts: Concept | Sequence[Concept],
     judges: Mapping[str, Judge],
@@ -62,7 +63,7 @@ def evaluate_canvas(
     """Compare a model with itself plus a delta, on the prompts of a protocol.
 
     Args:
-        model: the unchanged model; unchanged again on return.
+        model: the unchanged model, or a diffusers pipeline; unchanged again on return.
         delta: what an erasing method returned; None = a control that compares the model with itself.
         concepts: what the delta was to take out.
         judges: name to judge; each one judges every picture.
@@ -88,6 +89,7 @@ def evaluate_canvas(
         CheckpointError: ``out`` holds results of another configuration, or a file of it is damaged.
     """
     started = time.perf_counter()
+    model = Model.of(model)
     world = world or World.emoji()
     concepts = (concepts,) if isinstance(concepts, Concept) else tuple(concepts)
     chosen = protocol(preset)

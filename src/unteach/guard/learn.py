@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unteach.core import masks, seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, NumericsError
@@ -197,7 +198,7 @@ class MaskLearner:
 
 
 def learn(
-    model: Model,
+    model: Model | Pipeline,
     data: GuardData,
     config: FreezeAsGuard,
     *,
@@ -208,7 +209,7 @@ def learn(
     """Learn a mask for ``model.denoiser``; the model's weights are bit for bit as before on return.
 
     Args:
-        model: what will be published.
+        model: what will be published: a model, or a diffusers pipeline.
         data: disjoint data of both levels.
         config: settings.
         seed: root of all draws.
@@ -220,6 +221,7 @@ def learn(
         ConfigError, DataError: settings or data that do not fit.
         NumericsError: something is not finite.
     """
+    model = Model.of(model, edit=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else out
         pre_path = folder / "pre.safetensors"

@@ -12,6 +12,7 @@ import cattrs
 
 from unteach.core import state
 from unteach.diffusion.delta import versions
+from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError, ModelError
 from unteach.guard.config import FreezeAsGuard
@@ -114,7 +115,7 @@ class MaskRecord:
     @classmethod
     def of(
         cls,
-        model: Model,
+        model: Model | Pipeline,
         frozen: Collection[str],
         *,
         name: str,
@@ -129,7 +130,7 @@ class MaskRecord:
         """The record of a mask of a model that is in memory.
 
         Args:
-            model: what it is for.
+            model: what it is for: a model, or a diffusers pipeline.
             frozen: names of the frozen tensors.
             name: what to call the method in tables.
             method: its settings.
@@ -141,6 +142,7 @@ class MaskRecord:
         Raises:
             ModelError: a name that the denoiser has not.
         """
+        model = Model.of(model)
         held, scores = set(frozen), dict(scores or {})
         shapes = {key: tuple(value.shape) for key, value in model.denoiser.named_parameters()}
         if unknown := sorted((held | scores.keys()) - shapes.keys()):

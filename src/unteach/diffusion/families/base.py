@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unteach.core.registry import Registry
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.schedule import Schedule
+from unteach.errors import ModelError
 
 # diffusers' constructors have no complete annotations; a pipeline is therefore typed as Any throughout.
 Pipeline = Any
@@ -76,8 +77,20 @@ families: Registry[type[Family]] = Registry("model family")
 
 
 def variance_preserving(pipe: Pipeline) -> Schedule:
-    """The discrete schedule with a² + s² = 1 of the DDPM kind; a² is ᾱ_t."""
+    """The discrete schedule with a² + s² = 1 of the DDPM kind; a² is ᾱ_t.
+
+    Raises:
+        ModelError: the scheduler has no betas, so that its noise rates would be a guess.
+    """
     config = pipe.scheduler.config
+    flow = config.get("use_flow_sigmas", False)
+    if flow or not any(config.get(key) is not None for key in ("beta_schedule", "trained_betas")):
+        raise ModelError(
+            "the scheduler noises in a way that is not known here: "
+            + ("it uses flow matching" if flow else "it has no betas (EDM, flow matching or the like)"),
+            found=type(pipe.scheduler).__name__,
+            fix="use a model whose scheduler has betas, such as DDIM, Euler or DPM-Solver++",
+        )
     # Only the betas matter here; how the model is sampled (clipping, thresholding) does not.
     kept = (
         "num_train_timesteps",
