@@ -1,6 +1,6 @@
 """The defaults on a model that the library has never seen: does the check say what a judge says?
 
-    python benchmarks/strange_erasures.py --work FOLDER [--threads 1]
+    python benchmarks/strange_erasures.py --work FOLDER [--processes 2]
 
 Trains the strange pipeline and its judge first (``strange_model.py``), then erases two styles and two objects that no
 setting was chosen on, with as many prompts as docs/erase.md's example. Every run gets the built-in check's finding and
@@ -9,6 +9,7 @@ far too strong. Resumable: what is in FOLDER is kept. Writes ``benchmarks/result
 """
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,23 +21,18 @@ from strange_model import build, load_judge
 from strange_world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, caption
 
 from unteach.core import seeds, state
-from unteach.data.concepts import Concept, ConceptSet
+from unteach.data.concepts import Concept
 from unteach.diffusion import load, sample
-from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
-from unteach.erase import erase, make
-from unteach.erase.check import Check
-from unteach.erase.job import Job
+from unteach.erase import erase
 from unteach.evaluate import environment
 from unteach.evaluate.stats import wilson
 
 RESULT = Path(__file__).parent / "results" / "strange_erasures.json"
 DRAWING = {"num_inference_steps": 12, "guidance_scale": 3.0}
 # As many prompts as the example of docs/erase.md: two to erase, two to keep for a style, none for an object.
-STYLE_PROMPTS, OBJECT_PROMPTS = (
-    ("a {} ball", "a picture of a box in {} style"),
-    ("a neon {}", "a {} in the style of candy"),
-)
+STYLE_PROMPTS = ("a {} ball", "a picture of a box in {} style")
+OBJECT_PROMPTS = ("a neon {}", "a {} in the style of candy")
 STYLE_RETAIN = ("a neon star", "a candy heart")
 
 
@@ -78,9 +74,7 @@ def arms() -> list[Arm]:
             Arm("uce plain", *pair, "uce-plain"),
             Arm("ablate, five steps", *pair, "ablate", {"steps": 5}),
             Arm("doco, tiny rate", *pair, "doco", {"lr": 1e-6}),
-            Arm(
-                "ablate, huge rate, nothing kept", *pair, "ablate", {"pace": 1.0, "retain_weight": 0.0, "look_every": 0}
-            ),
+            Arm("ablate, huge rate", *pair, "ablate", {"pace": 1.0, "retain_weight": 0.0, "look_every": 0}),
         ]
     return found
 
@@ -121,33 +115,35 @@ def judged(model: Model, judge: Any, one: Concept) -> dict[str, list[int]]:
     return {name: [int(hit.sum()), len(hit)] for name, hit in hits.items()}
 
 
-def run(arm: Arm, model: Model, judge: Any, work: Path) -> dict[str, Any]:
-    """Erase, check, judge; what is there is read."""
+def run(job: tuple[Arm, Path]) -> dict[str, Any]:
+    """Erase with the built-in check at its end, then judge; what is there is read."""
+    arm, work = job
     path = work / "runs" / f"{arm.key}.json"
-    if path.exists():
-        found: dict[str, Any] = state.read_json(path)
-        return found
-    one, method = concept(arm.target, arm.anchor), make(arm.method, **arm.settings)
-    begin = time.process_time()
-    delta = erase(model, one, method, seed=arm.seed, out=work / "runs" / arm.key)
-    seconds = time.process_time() - begin
-    job = Job(model=model, concepts=ConceptSet.of(one), seed=arm.seed)
-    check = Check.of(model, job.concepts, arm.seed, avoid=method.retained(job))
-    record = measured(model, judge, one, check, delta)
-    record = {"arm": {**asdict(arm), "settings": dict(arm.settings)}, **record}
-    record |= {"seconds": seconds, "steps": delta.meta.get("steps_taken"), "kept": delta.meta.get("kept")}
-    state.write_json(path, record)
-    return record
-
-
-def measured(model: Model, judge: Any, one: Concept, check: Check, delta: WeightDelta | None) -> dict[str, Any]:
-    """The check's finding and the judge's counts, with the delta applied for the time."""
-    if delta is None:
-        return {"check": check.measure().to_dict(), "judge": judged(model, judge, one)}
-    with delta.apply(model):
-        finding = check.measure()
+    if not path.exists():
+        torch.set_num_threads(1)
+        model, judge, one = load(work / "pipeline"), load_judge(work), concept(arm.target, arm.anchor)
+        begin = time.process_time()
+        delta = erase(model, one, arm.method, seed=arm.seed, out=work / "runs" / arm.key, **arm.settings)
+        seconds, finding = time.process_time() - begin, delta.check
+        assert finding is not None
+        with delta.apply(model):
+            found = judged(model, judge, one)
         words = {"outcome": finding.concepts[0].outcome, "kept": finding.kept}
-        return {"check": {**finding.to_dict(), **words}, "judge": judged(model, judge, one)}
+        record = {"arm": {**asdict(arm), "settings": dict(arm.settings)}, "judge": found}
+        record |= {"check": {**finding.to_dict(), **words}, "seconds": seconds}
+        state.write_json(path, record | {"steps": delta.meta.get("steps_taken"), "kept": delta.meta.get("kept")})
+    told: dict[str, Any] = state.read_json(path)
+    return told
+
+
+def unchanged(work: Path) -> dict[str, dict[str, list[int]]]:
+    """The judge's counts without any erasure, by target."""
+    path = work / "unchanged.json"
+    if not path.exists():
+        model, judge = load(work / "pipeline"), load_judge(work)
+        state.write_json(path, {target: judged(model, judge, concept(target, anchor)) for target, anchor in PAIRS})
+    found: dict[str, dict[str, list[int]]] = state.read_json(path)
+    return found
 
 
 # The judge's own verdict, fixed before any reported run was looked at.
@@ -159,19 +155,19 @@ def share(counts: list[int]) -> float:
     return counts[0] / counts[1]
 
 
-def compared(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+def compared(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
     """Judge and check as words, and whether they agree on both questions: erased? the rest kept?"""
     found, said = record["judge"], record["check"]
     if share(found["UA"]) >= GONE:
         word = "erased" if share(found["anchor"]) >= ANCHORED else "gone"
     else:
         word = "partly" if share(found["UA"]) >= 0.2 else "nothing"
-    kept = share(found["kept both"]) >= KEPT * share(before["judge"]["kept both"])
+    kept = share(found["kept both"]) >= KEPT * share(before["kept both"])
     agree = ((said["outcome"] == "erased") == (word == "erased")) and said["kept"] == kept
     return {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"], "agree": agree}
 
 
-def row(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+def row(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
     """A run as it is published: shares with Wilson intervals, the check's numbers, both verdicts."""
     shares = {name: asdict(wilson(*counts)) for name, counts in record["judge"].items()}
     effect = record["check"]["concepts"][0]
@@ -183,39 +179,37 @@ def row(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    pipeline = build(args.work)
-    model, judge = load(args.work / "pipeline"), load_judge(args.work)
-    unchanged, rows = {}, []
-    for target, anchor in PAIRS:
-        one = concept(target, anchor)
-        path = args.work / "runs" / f"{target}-unchanged.json"
-        if not path.exists():
-            state.write_json(path, measured(model, judge, one, Check.of(model, ConceptSet.of(one)), None))
-        unchanged[target] = state.read_json(path)
-    for arm in arms():
-        rows.append(row(run(arm, model, judge, args.work), unchanged[arm.target]))
+    torch.set_num_threads(1)
+    pipeline, rows, order = build(args.work), [], {arm.key: i for i, arm in enumerate(arms())}
+    before = unchanged(args.work)
+    pool = multiprocessing.get_context("spawn").Pool(args.processes)
+    for record in pool.imap_unordered(run, [(arm, args.work) for arm in arms()], chunksize=1):
+        arm = Arm(**record["arm"])
+        rows.append(row(record, before[arm.target]))
         told, shares = rows[-1]["verdicts"], rows[-1]["judge"]
         numbers = " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both"))
-        print(
-            f"{arm.key:50} {numbers}  judge {told['judge']}, check {told['check']}, agree {told['agree']}", flush=True
-        )
-        config = {"drawing": DRAWING, "tuned on": TUNING, "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT}}
+        words = f"judge {told['judge']}, check {told['check']}, agree {told['agree']}"
+        print(f"{arm.key:40} {numbers}  {words}", flush=True)
+        config = {
+            "drawing": DRAWING,
+            "tuned on": TUNING,
+            "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
+            "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
+        }
         state.write_json(
             RESULT,
             {
                 "command": "python benchmarks/strange_erasures.py --work FOLDER",
-                "config": config
-                | {"prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN}},
+                "config": config,
                 "environment": asdict(environment.collect()),
                 "pipeline": pipeline,
                 "unchanged": {
-                    target: {name: asdict(wilson(*counts)) for name, counts in found["judge"].items()}
-                    for target, found in unchanged.items()
+                    target: {name: asdict(wilson(*counts)) for name, counts in found.items()}
+                    for target, found in before.items()
                 },
-                "rows": rows,
+                "rows": sorted(rows, key=lambda row: order[Arm(**row["arm"]).key]),
             },
         )
 

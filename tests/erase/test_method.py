@@ -22,7 +22,7 @@ from unteach.errors import ConfigError
         ({"steps": True}, "steps must be a whole number, found True"),
         ({"lr": 0}, "lr must be above 0, found 0"),
         ({"lr": float("nan")}, "lr must be a finite number"),
-        ({"lr": None}, "lr must be a finite number, found None"),
+        ({"lr": "much"}, "lr must be a finite number, found 'much'"),
         ({"t_max": 1.5}, "t_max must be at most 1"),
         ({"t_min": 0.5, "t_max": 0.5}, "t_min must be below t_max"),
         ({"space": "v"}, "space must be one of 'x0', 'eps', found 'v'"),

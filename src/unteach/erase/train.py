@@ -351,10 +351,8 @@ def fitted(tensors: Mapping[str, Tensor], pace: float) -> dict[str, float]:
     """
     size = {name: float(t.float().square().mean().sqrt()) for name, t in tensors.items()}
     found = {n: pace * size[n] / math.sqrt(t[0].numel()) for n, t in tensors.items() if t.ndim > 1 and size[n] > 0}
-    if found:
-        middle = statistics.median(found.values())
-    else:
-        middle = pace * (statistics.median(size.values()) or 1.0) / 32
+    # Vectors alone: as if one output read a thousand numbers.
+    middle = statistics.median(found.values()) if found else pace * (statistics.median(size.values()) or 1.0) / 32
     return {name: found.get(name, middle) for name in tensors}
 
 
