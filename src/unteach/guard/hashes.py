@@ -12,7 +12,10 @@ from torch import Tensor
 from unteach.errors import ModelError, NumericsError
 from unteach.guard.files import PIECE
 
-__all__ = ["CASTS", "Difference", "InMemory", "Readable", "cast_hashes", "compare", "matches", "model_digest"]
+__all__ = [
+    "CASTS", "Difference", "InMemory", "Readable", "cast_hashes", "compare", "component_digest", "is_component",
+    "matches", "model_digest",
+]  # fmt: skip
 
 CASTS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The number formats that a frozen tensor is hashed in; casts round to nearest, ties to even."""
@@ -80,6 +83,20 @@ def model_digest(tensors: Mapping[str, Readable]) -> str:
         for piece in tensor.pieces():
             sha.update(_bytes(piece.to(wide)))
     return sha.hexdigest()
+
+
+def component_digest(tensors: Mapping[str, Readable]) -> str:
+    """:func:`model_digest` of a component other than the policy's, under names that all releases of transformers share.
+
+    transformers 4 puts "text_model." before a text encoder's names and may save its positions, which are counted.
+    """
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    return model_digest({name.removeprefix("text_model."): tensor for name, tensor in kept.items()})
+
+
+def is_component(tensors: Mapping[str, Readable], wanted: str) -> bool:
+    """Whether a manifest's digest of a component is of these tensors; older manifests took the names as they were."""
+    return wanted in (component_digest(tensors), model_digest(tensors))
 
 
 def cast_hashes(name: str, tensor: Readable) -> dict[str, str]:
