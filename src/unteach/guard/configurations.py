@@ -97,7 +97,7 @@ def index_problems(
     """
     mine = _parts(index)
     for part, (library, cls) in mine.items():
-        if library not in _LIBRARIES or not isinstance(cls, str):
+        if str(library) not in _LIBRARIES or not isinstance(cls, str):
             yield part, f"'{part}' is loaded as {str(library)[:60]}.{str(cls)[:60]}, with code from elsewhere"
     if component not in mine:
         yield component, f"does not load '{component}'"
