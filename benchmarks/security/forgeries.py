@@ -263,7 +263,7 @@ def run(base: Base, chosen: list[Case], work: Path) -> Iterator[dict[str, Any]]:
                 verdict = verify(base.folder, path, base.manifest)
                 outcome, kinds = verdict.outcome, sorted({finding.kind for finding in verdict.findings})
             except UnteachError as error:
-                outcome, kinds = "error", [error.problem]
+                outcome, kinds = "error", [type(error).__name__]
             seconds = round(time.monotonic() - begin, 3)
             row = {"name": case.name, "base": base.name, "honest": case.honest, "outcome": outcome, "kinds": kinds}
             yield {**row, "upload": print_, "seconds": seconds}

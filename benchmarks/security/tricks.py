@@ -1,4 +1,4 @@
-"""Uploads that leave the weights as they are, or nearly: honest ones, and tricks with everything that lies beside them."""
+"""Uploads that leave the weights as they are, or nearly: honest ones, and tricks with all that lies beside them."""
 
 import json
 import shutil
@@ -354,6 +354,14 @@ def _swapped_words(base: Base, out: Path) -> Path:
     return out
 
 
+def _renamed_folder(name: str) -> Make:
+    def make(base: Base, out: Path) -> Path:
+        (_copy(base, out) / "unet").rename(out / name)
+        return out
+
+    return make
+
+
 def _fused(base: Base) -> dict[str, Tensor]:
     tensors, module = _tuned(base), _held(base).removesuffix(".to_k")
     key, value = (tensors.pop(f"{module}.to_{x}.weight") for x in "kv")
@@ -405,6 +413,16 @@ TRICKS: Mapping[str, Make] = {
     "index: one part more": _config("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}),
     "shards: half in the index": _half_indexed,
     "shards: an index of others": _index_elsewhere,
+    "shards: an empty index": _add("unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {}}'),
+    "index of modules beside": _add("modular_model_index.json", b'{"unet": [null, null, {"repo": "elsewhere/x"}]}'),
+    "configuration with code beside": _add("config.json", b'{"auto_map": {"AutoModel": "elsewhere/x--y.Z"}}'),
+    "tokenizer: a token more": _add("tokenizer/added_tokens.json", b'{"<bomb>": 3}'),
+    "tokenizer: a token moved": _config("tokenizer/tokenizer_config.json",
+                                        {"added_tokens_decoder": {"3": {"content": "cat</w>"}}}),
+    "U-Net: in a folder with a dot": _renamed_folder("unet."),
+    "U-Net: in capitals": _renamed_folder("UNET"),
+    "LoRA as a model": _add("lora/model.safetensors", lambda base: _lora(base, _free(base))),
+    "U-Net: other shapes": _instead(lambda base: {k: v.squeeze() for k, v in _tuned(base).items()}),
     "no U-Net": _gone("unet"),
     "U-Net under another name": _renamed_weights,
     "U-Net: an adapter in its place": _instead(lambda base: _lora(base, _free(base))),

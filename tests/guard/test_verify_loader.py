@@ -219,7 +219,7 @@ def test_m7_what_lies_beside_honest_models(w: World) -> None:
         "README.md": b"# about \xc3\xa9", "LICENSE": b"terms", "LICENSE-CODE.txt": b"terms", "NOTICE": b"",
         ".gitattributes": b"*.safetensors filter=lfs", "image.png": PNG, "images/a.JPG": b"\xff\xd8\xff\xe0",
         ".cache/huggingface/download/config.json.metadata": b"abc\n1.5\n", ".cache/huggingface/x.lock": b"",
-        ".cache/huggingface/.gitignore": b"*", "unet/manifest.json.sig": b"{}", "prompts.csv": b"a,b", "a.webp": b"RIFF",
+        ".cache/huggingface/.gitignore": b"*", "unet/manifest.json.sig": b"{}", "prompts.csv": b"a", "a.webp": b"RIFF",
         "tokenizer/chat_template.jinja": b"{{ x }}", "train.yaml": b"a: 1",
     }.items():  # fmt: skip
         (path / name).parent.mkdir(parents=True, exist_ok=True)

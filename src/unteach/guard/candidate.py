@@ -97,7 +97,8 @@ def inside(folder: str, name: str) -> str:
 
 def alike(name: str) -> str:
     """One text for all names that some file system takes for the same."""
-    return unicodedata.normalize("NFKC", name).casefold()
+    parts = unicodedata.normalize("NFKC", name).casefold().split("/")
+    return "/".join(part.rstrip(" .") or part for part in parts)
 
 
 def collect(path: Path, stack: ExitStack, *, trusted: bool = False) -> Found:
@@ -203,6 +204,8 @@ def _apply_index(
     held = {tensor for file in named for tensor in opened[file].entries}
     wrong = [tensor for tensor, file in table.items() if tensor not in opened[folder + file].entries]
     problems = []
+    if not table:
+        problems.append("names no tensor, so that a loader reads none")
     if wrong:
         problems.append(f"names {len(wrong)} tensors that are not in the file it gives, first {wrong[0]!r:.120}")
     if beside:

@@ -11,6 +11,8 @@ from unteach.guard.reference import Reference
 __all__ = ["FolderCheck"]
 
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
+_ELSEWHERE = ("modular_model_index.json", "modular_config.json", "quantize_config.json", "quantization_config.json")
+"""Read by some loaders, to take parts from other places or to transform weights."""
 _READ = {alike(name) for name in (*_CONFIGS, *tokenizers.FILES, "model_index.json", "adapter_config.json")}
 Add = Callable[..., None]
 
@@ -41,7 +43,8 @@ class FolderCheck:
 
     def part(self, folder: str) -> str:
         """The part of a pipeline that a folder is named like; "" for the folder of a file."""
-        name = folder.rpartition("/")[2] if folder else self.found.root if self.found.paths else ""
+        whole = "" if folder in self._pipelines or not self.found.paths else self.found.root
+        name = folder.rpartition("/")[2] if folder else whole
         return self.component if alike(name) == alike(self.component) else name
 
     def pipelines(self, whole: Mapping[str, bool]) -> None:
@@ -78,6 +81,9 @@ class FolderCheck:
                 if alike(file) in _READ and file != alike(file):
                     detail = "some file systems take this name for one that loaders read"
                     self._add("undecidable", "unknown", inside(folder, file), detail)
+            for file in sorted(set(_ELSEWHERE) & set(files)):
+                detail = "some loaders take parts from where this file says, or transform them"
+                self._add("undecidable", "configuration", inside(folder, file), detail)
             name = judged.get(folder, self.part(folder))
             parent = folder.rpartition("/")[0]
             of_pipeline = bool(folder) and parent in self._pipelines
@@ -87,6 +93,8 @@ class FolderCheck:
             known = self.reference.folder(name)
             if folder in judged or of_pipeline or (known is not None and known != ""):
                 self._part(folder, files, name, known)
+            elif "config.json" in files:
+                self._redirects(self.found.json(inside(folder, "config.json")), inside(folder, "config.json"))
 
     def adapter_configs(self, adapters: Mapping[str, bool], modules: Mapping[str, tuple[str, ...]]) -> None:
         """Every ``adapter_config.json``.
@@ -124,9 +132,7 @@ class FolderCheck:
             theirs = inside(known, file) if known is not None else ""
             if mine is None:
                 continue
-            for key in configurations.redirects(mine):
-                detail = f"sets {key}: weights or code from elsewhere, or weights that are transformed"
-                self._add("undecidable", "configuration", where, detail)
+            self._redirects(mine, where)
             if name == self.component:
                 self._switched_off(mine, where)
             if theirs not in self.reference.found.paths:
@@ -139,6 +145,11 @@ class FolderCheck:
                 self._add("undecidable", "configuration", where, detail)
         if set(files) & set(tokenizers.FILES[:4]):
             self._tokenizer(folder, name, known)
+
+    def _redirects(self, config: Mapping[str, Any], where: str) -> None:
+        for key in configurations.redirects(config):
+            detail = f"sets {key}: weights or code from elsewhere, or weights that are transformed"
+            self._add("undecidable", "configuration", where, detail)
 
     def _switched_off(self, config: Mapping[str, Any], where: str) -> None:
         gone = configurations.off(config, [tensor.name for tensor in self.reference.policy.tensors])

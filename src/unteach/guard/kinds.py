@@ -53,7 +53,7 @@ _STATE = re.compile(
     r"|(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin"
 )
 """What accelerate and transformers save beside the weights to go on training; no loader of a model reads these."""
-_EVENTS = re.compile(r"events\.out\.tfevents\.[\w.-]+")
+_EVENTS = re.compile(r"events\.out\.tfevents\.[\w.-]+|run-[\w-]+\.wandb")
 HEAD = 4096
 
 
@@ -67,7 +67,7 @@ def leftover(name: str, root: str) -> bool:
     folders = [root, *name.split("/")[:-1]]
     file = name.rpartition("/")[2]
     if _EVENTS.fullmatch(file):
-        return "logs" in folders or "runs" in folders
+        return bool({"logs", "runs", "wandb"} & set(folders))
     return bool(CHECKPOINT.fullmatch(folders[-1]) and _STATE.fullmatch(file))
 
 

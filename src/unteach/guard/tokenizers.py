@@ -76,7 +76,7 @@ def _readings(files: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {
             "the vocabulary": vocabulary or model.get("vocab"),
             "the merges": [_merge(pair) for pair in merges] if isinstance(merges, list) else merges,
-            "the added tokens": _added(whole.get("added_tokens"), vocabulary),
+            "the added tokens": _added(whole.get("added_tokens"), vocabulary) | _beside(files, vocabulary),
             "the way a text is cut": [whole.get("normalizer"), whole.get("pre_tokenizer"), _quiet(rest)],
             "the tokens around a text": whole.get("post_processor"),
         }
@@ -89,11 +89,10 @@ def _readings(files: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         sep, cls = ([token, vocabulary.get(token)] for token in ends)
         around = {"type": "RobertaProcessing", "sep": sep, "cls": cls, "trim_offsets": False, "add_prefix_space": False}
         model = {"type": "BPE", "end_of_word_suffix": "</w>"}
-        more = [{"content": k, "id": v} for k, v in _table(files.get("added_tokens.json")).items()]
         yield {
             "the vocabulary": vocabulary,
             "the merges": pairs,
-            "the added tokens": _added(more, vocabulary) | _decoder(files, vocabulary),
+            "the added tokens": _beside(files, vocabulary),
             "the way a text is cut": [_NORMALIZER, _PRE_TOKENIZER, model],
             "the tokens around a text": around,
         }
@@ -126,13 +125,15 @@ def _added(tokens: Any, vocabulary: Mapping[str, Any]) -> dict[Any, Any]:
     return found
 
 
-def _decoder(files: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> dict[Any, Any]:
+def _beside(files: Mapping[str, Any], vocabulary: Mapping[str, Any]) -> dict[Any, Any]:
+    """Tokens that are added in files beside the vocabulary."""
+    listed = [{"content": k, "id": v} for k, v in _table(files.get("added_tokens.json")).items()]
     table = _table(_table(files.get("tokenizer_config.json")).get("added_tokens_decoder"))
     tokens = [
         {"content": _table(token).get("content"), "id": int(number) if number.isdecimal() else number}
         for number, token in table.items()
     ]
-    return _added(tokens, vocabulary)
+    return _added([*listed, *tokens], vocabulary)
 
 
 def _table(value: Any) -> dict[Any, Any]:

@@ -157,9 +157,12 @@ class _Check:
         elif known:
             self.relevant = True
             self.full(part)
-        elif self.adapters.any(part) and not part.named_as_model:
+        elif self.adapters.any(part):
             self.relevant = adapters = True
             self.adapter(part)
+            if part.named_as_model:
+                detail = "an adapter under a name that loaders take for a whole model's weights; rename it"
+                self.add("undecidable", "unknown", part.label, detail)
         elif name and not self.reference.pipeline:
             detail = f"the base given has no '{name}' to compare with; give the whole pipeline as the base"
             self.add("undecidable", "uncompared", part.label, detail)
@@ -243,14 +246,16 @@ class _Check:
                 detail = "is frozen and was quantised, so its bits cannot be compared"
                 self.add("undecidable", "quantised", part.label, detail, row.name)
             for entry in copies.get(row.name, ()):
-                self.tensor(row, entry, part, packed=row.name in packed)
+                self.tensor(row, entry, part, packed=row.name in packed, exact=exact)
         for name, entries in other.items():
             self.component(name, entries, part.label)
 
-    def tensor(self, row: FrozenTensor, entry: Entry, part: WeightSet, *, packed: bool = False) -> None:
+    def tensor(
+        self, row: FrozenTensor, entry: Entry, part: WeightSet, *, packed: bool = False, exact: bool = False
+    ) -> None:
         """One tensor of the component as the candidate has it."""
         plain = entry.dtype in FLOATS
-        if _trimmed(entry.shape) != _trimmed(row.shape):
+        if entry.shape != row.shape if exact else _trimmed(entry.shape) != _trimmed(row.shape):
             if plain:
                 detail = f"has shape {entry.shape}, the base's is {row.shape}: of another base?"
                 self.add("violates", "shape", part.label, detail, row.name)
