@@ -477,15 +477,20 @@ def test_l6_one_limit_over_all_files(
         check(w, path)
 
 
-def test_l6_many_files_of_many_names_are_refused_in_time(w: World) -> None:
-    names = {f"{i:05}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)}
+def test_l6_many_files_of_many_names_are_refused_in_time(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_TENSORS", 1_000)
+    names = {f"{i:05}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200)}
     text = json.dumps(names).encode()
     path = w.folder / "many"
     path.mkdir()
     for i in range(20):
         (path / f"{i}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    with pytest.raises(CheckpointError, match="too many tensors"):
+    with pytest.raises(CheckpointError, match=r"too many tensors.*found: 1200 up to"):
         check(w, path)
+    wide = w.copy("wide")
+    (wide / "unet" / "config.json").write_text('{"a": [' + "[]," * 700_000 + "[]]}")
+    with pytest.raises(CheckpointError, match="too many lists and tables"):
+        check(w, wide)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ ALL_HEADERS = 64 << 20
 """Bytes of headers, indexes and configurations in one upload; a whole SDXL pipeline has ten million."""
 ALL_WEIGHTS = 64 << 30
 """Bytes of weights in one upload; an SDXL pipeline in float32 has 14 billion."""
+ALL_TABLES = 600_000
+"""Lists and tables in the JSON of one upload: what it costs to read; a tokenizer has 50 thousand."""
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """Plain floating-point formats, whose values can be compared."""
@@ -59,23 +61,27 @@ class Work:
         text: bytes of headers, indexes and configurations.
         names: tensors.
         weights: bytes of safetensors files.
+        tables: opening brackets in the JSON.
     """
 
     text: int = 0
     names: int = 0
     weights: int = 0
+    tables: int = 0
 
-    def add(self, label: str, *, text: int = 0, names: int = 0, weights: int = 0) -> None:
+    def add(self, label: str, *, text: int = 0, names: int = 0, weights: int = 0, tables: int = 0) -> None:
         """Count before it is read.
 
         Raises:
             CheckpointError: the upload has more than one check may read.
         """
-        self.text, self.names, self.weights = self.text + text, self.names + names, self.weights + weights
+        self.text, self.names = self.text + text, self.names + names
+        self.weights, self.tables = self.weights + weights, self.tables + tables
         for what, count, most in (
             ("bytes of headers and configurations", self.text, ALL_HEADERS),
             ("tensors", self.names, MOST_TENSORS),
             ("bytes of weights", self.weights, ALL_WEIGHTS),
+            ("lists and tables", self.tables, ALL_TABLES),
         ):
             if count > most:
                 raise CheckpointError(
@@ -211,6 +217,7 @@ class Safetensors:
         text = bytes(self.read(8, length))
         if not text.startswith(b"{"):
             raise self._bad("its header does not begin with '{'", text[:12])
+        self._work.add(self.label, tables=_tables(text))
         header = parse_json(text, f"the header of {self.label}")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -250,6 +257,10 @@ class Safetensors:
 
 def _counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _tables(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def regular(path: Path, label: str) -> int:
@@ -305,7 +316,10 @@ def bounded_json(
 ) -> dict[str, Any]:
     """A JSON object from a file of at most ``limit`` bytes; errors as in :func:`regular` and :func:`parse_json`."""
     label = label or str(path)
-    return parse_json(bounded_bytes(path, label, limit, work), label)
+    text = bounded_bytes(path, label, limit, work)
+    if work is not None:
+        work.add(label, tables=_tables(text))
+    return parse_json(text, label)
 
 
 def bounded_bytes(path: Path, label: str, limit: int = JSON_LIMIT, work: Work | None = None) -> bytes:
