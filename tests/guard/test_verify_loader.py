@@ -431,6 +431,34 @@ def test_m9_the_same_configurations_as_other_releases_write_them(w: World) -> No
     forged(verify(old, new, w.manifest))
 
 
+@pytest.mark.parametrize("kind", ["sd_v", "sdxl"])
+def test_other_pipelines_conform_to_themselves(tmp_path: Path, kind: str) -> None:
+    """Two text encoders; a scheduler whose settings hold -Infinity, as Python writes it."""
+    pipe = toys.build(kind, tmp_path / kind)
+    assert kind == "sdxl" or "-Infinity" in (pipe / "scheduler" / "scheduler_config.json").read_text()
+    with Safetensors(pipe / WEIGHTS) as file:
+        manifest = FreezeManifest.from_readable(file.entries, HELD[:1])
+    verdict = verify(pipe, pipe, manifest)
+    fine(verdict)
+    assert verdict.notes == ()
+    edit(pipe / "scheduler" / "scheduler_config.json", beta_end=0.5)
+    other = toys.build(kind, tmp_path / "again")
+    forged(verify(other, pipe, manifest))
+
+
+def test_m8_the_settings_that_diffusers_itself_writes(w: World) -> None:
+    pipe = load_model(w.base).pipe
+    for module, good in ((FREE, True), (TO_K, False)):
+        unet = load_model(w.base).pipe.unet
+        unet.add_adapter(LoraConfig(r=2, target_modules=[module], init_lora_weights="gaussian"))
+        settings = unet.peft_config["default"].to_dict()
+        tensors = {n.replace(".default", ""): p.detach() for n, p in unet.named_parameters() if "lora_" in n}
+        pipe.save_lora_weights(w.folder / str(good), unet_lora_layers=tensors, unet_lora_adapter_metadata=settings)
+        with Safetensors(w.folder / str(good) / "pytorch_lora_weights.safetensors") as file:
+            assert "target_modules" in file.metadata["lora_adapter_metadata"]
+        assert (check(w, w.folder / str(good)).outcome == "conform") == good
+
+
 # ------------------------------------------------------------------------------------------- M5, L6, L14, tracebacks
 
 

@@ -87,7 +87,7 @@ class Found:
 
     def json(self, name: str) -> dict[str, object]:
         """A JSON object of the folder; errors as in :func:`~unteach.guard.files.bounded_json`."""
-        return bounded_json(self.paths[name], f"'{name}'", CONFIG_LIMIT, self.work)
+        return bounded_json(self.paths[name], f"'{name}'", CONFIG_LIMIT, self.work, infinite=True)
 
 
 def inside(folder: str, name: str) -> str:

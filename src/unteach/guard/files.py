@@ -279,8 +279,13 @@ def regular(path: Path, label: str) -> int:
     return file
 
 
-def parse_json(text: bytes, label: str) -> dict[str, Any]:
-    """A JSON object from bytes: no key twice, no NaN, not deep.
+def parse_json(text: bytes, label: str, *, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object from bytes: no key twice, not deep, and no NaN.
+
+    Args:
+        text: what was read.
+        label: what messages call it.
+        infinite: let Infinity stand, which is not JSON but which Python writes (a scheduler's ``lambda_min_clipped``).
 
     Raises:
         CheckpointError: it is something else; says what.
@@ -294,7 +299,9 @@ def parse_json(text: bytes, label: str) -> dict[str, Any]:
             raise ValueError(f"the key {twice[:80]!r} stands twice")
         return table
 
-    def never(constant: str) -> None:
+    def never(constant: str) -> float:
+        if infinite and constant != "NaN":
+            return float(constant)
         raise ValueError(f"{constant} is not JSON")
 
     try:
@@ -312,14 +319,19 @@ def _deep(value: object, left: int) -> bool:
 
 
 def bounded_json(
-    path: Path, label: str | None = None, limit: int = JSON_LIMIT, work: Work | None = None
+    path: Path,
+    label: str | None = None,
+    limit: int = JSON_LIMIT,
+    work: Work | None = None,
+    *,
+    infinite: bool = False,
 ) -> dict[str, Any]:
     """A JSON object from a file of at most ``limit`` bytes; errors as in :func:`regular` and :func:`parse_json`."""
     label = label or str(path)
     text = bounded_bytes(path, label, limit, work)
     if work is not None:
         work.add(label, tables=_tables(text))
-    return parse_json(text, label)
+    return parse_json(text, label, infinite=infinite)
 
 
 def bounded_bytes(path: Path, label: str, limit: int = JSON_LIMIT, work: Work | None = None) -> bytes:
