@@ -272,7 +272,8 @@ TRICKS = [
 @pytest.mark.parametrize("trick", TRICKS)
 def test_an_index_names_files_beside_it_alone(tmp_path: Path, place: Path, trick: str) -> None:
     folder = folder_of(tmp_path, place)
-    index(folder, {"conv.weight": "m-00001-of-00002.safetensors"})
+    whole = {name: f"m-0000{1 if name in HELD else 2}-of-00002.safetensors" for name in TENSORS}
+    index(folder, whole)
     verdict = run(place, folder)
     assert verdict is not None and verdict.outcome == "conform"
     (tmp_path / "base.safetensors").write_bytes(GOOD)

@@ -1,42 +1,23 @@
 """Find the weights in a file or a folder, grouped as a loader would read them; open nothing that is not safetensors."""
 
-import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unteach.errors import CheckpointError
-from unteach.guard.files import Entry, Safetensors, bounded_json, regular, walk
+from unteach.guard.files import CONFIG_LIMIT, Entry, Safetensors, Work, bounded_json, walk
+from unteach.guard.kinds import foreign, leftover
 from unteach.guard.verdict import Finding
 
-__all__ = ["Found", "WeightSet", "collect"]
+__all__ = ["Found", "WeightSet", "alike", "collect", "inside"]
 
 MOST_WEIGHT_FILES = 512
-_SHARD = re.compile(r"(?P<stem>.+?)-\d{5}-of-(?P<of>\d{5})(?P<variant>(\.\w+)?)\.safetensors")
-_INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json|.+\.index\.safetensors\.json")
-_PICKLES = {
-    ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5", ".ot", ".dill",
-    ".pdparams", ".mar", ".th",
-}  # fmt: skip
-_OTHER = {
-    ".gguf",
-    ".ggml",
-    ".onnx",
-    ".pb",
-    ".tflite",
-    ".mlmodel",
-    ".trt",
-    ".engine",
-    ".zip",
-    ".tar",
-    ".gz",
-    ".7z",
-    ".xz",
-}
-_CODE = {".py", ".pyc", ".so", ".pyd", ".dll", ".dylib", ".exe"}
-_MAGIC = {b"PK\x03\x04": "a zip archive", b"\x80": "a pickle", b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file"}
+_SHARD = re.compile(r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<of>\d{5})(?P<variant>(\.\w+)?)\.safetensors")
+_INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(\.\w+)?\.json|.+\.index\.safetensors\.json")
+_LOADED = re.compile(r"(diffusion_pytorch_model|model)([.-].*)?\.safetensors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +28,29 @@ class WeightSet:
         label: path relative to the folder, or the file's name.
         folder: the folder it is in, relative; "" for the folder itself and for a file.
         files: open.
+        loaded: whether it has a name that from_pretrained looks for, and an index if it is in shards.
+        alone: it was given as a file, not in a folder.
+        chosen: some of the tensors, perhaps under other names; None for all as the files have them.
     """
 
     label: str
     folder: str
     files: tuple[Safetensors, ...]
+    loaded: bool = False
+    alone: bool = False
+    chosen: tuple[tuple[str, Entry], ...] | None = None
 
     @property
     def entries(self) -> list[tuple[str, Entry]]:
         """Every tensor by name; a name that stands in two shards comes twice."""
+        if self.chosen is not None:
+            return list(self.chosen)
         return [pair for file in self.files for pair in file.entries.items()]
+
+    @property
+    def named_as_model(self) -> bool:
+        """Whether it lies in a folder under a name that from_pretrained takes for a model's weights."""
+        return not self.alone and bool(_LOADED.fullmatch(self.label.rpartition("/")[2]))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -72,11 +66,39 @@ class Found:
         sets: the weights.
         findings: files that cannot be looked into, shards that contradict their index.
         files: names of the weight files that were opened.
+        paths: every file of a folder: name in it → where it is; empty when a file was given.
+        root: name of the folder or file.
+        leftovers: a trainer's files, which were not looked into.
+        work: what reading has cost.
     """
 
     sets: tuple[WeightSet, ...]
     findings: tuple[Finding, ...]
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
+    paths: Mapping[str, Path] = field(default_factory=dict)
+    root: str = ""
+    leftovers: tuple[str, ...] = ()
+    work: Work = field(default_factory=Work)
+
+    @property
+    def pipelines(self) -> list[str]:
+        """Folders that hold a ``model_index.json``; "" is the folder itself."""
+        return [name.rpartition("/")[0] for name in self.paths if name.rpartition("/")[2] == "model_index.json"]
+
+    def json(self, name: str) -> dict[str, object]:
+        """A JSON object of the folder; errors as in :func:`~unteach.guard.files.bounded_json`."""
+        return bounded_json(self.paths[name], f"'{name}'", CONFIG_LIMIT, self.work, infinite=True)
+
+
+def inside(folder: str, name: str) -> str:
+    """The path of a file in a folder of an upload, "" being the upload itself."""
+    return f"{folder}/{name}" if folder else name
+
+
+def alike(name: str) -> str:
+    """One text for all names that some file system takes for the same."""
+    parts = unicodedata.normalize("NFKC", name).casefold().split("/")
+    return "/".join(part.rstrip(" .") or part for part in parts)
 
 
 def collect(path: Path, stack: ExitStack, *, trusted: bool = False) -> Found:
@@ -88,32 +110,64 @@ def collect(path: Path, stack: ExitStack, *, trusted: bool = False) -> Found:
         trusted: it is the publisher's own base: links may lead anywhere, and what is not safetensors is passed over.
 
     Raises:
-        CheckpointError: the path does not exist, a file is damaged, a link or an index leads out of the folder.
+        CheckpointError: the path does not exist, a file is damaged, a link or an index leads out of the folder, or
+            there is more to read than one check may.
     """
+    root = path.resolve().name
     if not path.is_dir():
         if not path.exists():
             raise CheckpointError(f"there is no {path}", fix="check the path; nothing is downloaded here")
-        finding = None if path.suffix.lower() == ".safetensors" else _foreign(path.name, path, always=True)
+        finding = None if path.suffix.lower() == ".safetensors" else foreign(path.name, path, always=True)
         if finding:
-            return Found((), (finding,))
-        return Found((WeightSet(path.name, "", (stack.enter_context(Safetensors(path)),)),), (), (path.name,))
+            return Found((), (finding,), root=root)
+        file = stack.enter_context(Safetensors(path, work=None if trusted else Work()))
+        return Found((WeightSet(path.name, "", (file,), alone=True),), (), (path.name,), root=root)
+    work = Work()
     files = walk(path, links=trusted)
     weights = {name: where for name, where in files.items() if name.lower().endswith(".safetensors")}
     if len(weights) > MOST_WEIGHT_FILES:
         raise CheckpointError(
             f"{path} holds too many weight files", found=f"{len(weights)}, at most {MOST_WEIGHT_FILES} are checked"
         )
-    findings = [] if trusted else [f for name, where in files.items() if (f := _foreign(name, where))]
-    opened = {name: stack.enter_context(Safetensors(where, f"'{name}'")) for name, where in weights.items()}
+    findings: list[Finding] = []
+    left: list[str] = []
+    if not trusted:
+        left = [name for name in files if leftover(name, root)]
+        kept = [name for name in files if name not in set(left)]
+        git = [name for name in kept if ".git" in name.split("/")[:-1]]
+        if git:
+            detail = f"{len(git)} files of a version control system; give the files without it"
+            findings.append(Finding("undecidable", "unknown", git[0], detail))
+        findings += [f for name in kept if name not in set(git) and (f := foreign(name, files[name]))]
+        findings += _twins(files)
+    shared = None if trusted else work
+    opened = {name: stack.enter_context(Safetensors(where, f"'{name}'", shared)) for name, where in weights.items()}
     groups = {name: _group(name) for name in opened}
+    indexed: set[str] = set()
     for name, where in files.items():
         if _INDEX.fullmatch(name.rpartition("/")[2]):
-            findings += _apply_index(name, where, opened, groups)
+            findings += _apply_index(name, where, opened, groups, indexed, work)
     sets = []
     for group in dict.fromkeys(groups.values()):
-        members = tuple(opened[name] for name in opened if groups[name] == group)
-        sets.append(WeightSet(group, group.rpartition("/")[0], members))
-    return Found(tuple(sets), tuple(findings), tuple(opened))
+        names = [name for name in opened if groups[name] == group]
+        file_name = group.rpartition("/")[2]
+        loaded = bool(_LOADED.fullmatch(file_name)) and (names == [group] or indexed.issuperset(names))
+        sets.append(WeightSet(group, group.rpartition("/")[0], tuple(opened[name] for name in names), loaded))
+    return Found(tuple(sets), tuple(findings), tuple(opened), files, root, tuple(left), work)
+
+
+def _twins(files: Iterable[str]) -> list[Finding]:
+    """Files and folders that some file systems take for one another: then it is a matter of luck which is loaded."""
+    seen: dict[str, str] = {}
+    found = {}
+    for file in files:
+        parts = file.split("/")
+        for depth in range(1, len(parts) + 1):
+            name = "/".join(parts[:depth])
+            other = seen.setdefault(alike(name), name)
+            if other != name:
+                found[name] = Finding("undecidable", "unknown", name, f"differs from '{other}' in writing alone")
+    return list(found.values())
 
 
 def _group(name: str) -> str:
@@ -122,9 +176,16 @@ def _group(name: str) -> str:
     return f"{folder}{slash}{match['stem']}{match['variant']}-of-{match['of']}.safetensors" if match else name
 
 
-def _apply_index(name: str, path: Path, opened: dict[str, Safetensors], groups: dict[str, str]) -> Sequence[Finding]:
-    """Check a shard index, and put the files that it names into one group."""
-    content = bounded_json(path, f"'{name}'")
+def _apply_index(
+    name: str,
+    path: Path,
+    opened: Mapping[str, Safetensors],
+    groups: dict[str, str],
+    indexed: set[str],
+    work: Work,
+) -> Sequence[Finding]:
+    """Check a shard index, and put the files that it names into one group; ``indexed`` gets their names."""
+    content = bounded_json(path, f"'{name}'", CONFIG_LIMIT, work)
     table = content.get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
         raise CheckpointError(f"'{name}' is not an index of shards", found="no table 'weight_map' of texts")
@@ -137,45 +198,25 @@ def _apply_index(name: str, path: Path, opened: dict[str, Safetensors], groups: 
             )
         if folder + file not in opened:
             raise CheckpointError(f"'{name}' names a file that is not there", found=f"{file!r:.120}")
-    members = {groups[folder + file] for file in table.values()}
+    named = {folder + file for file in table.values()}
+    members = {groups[file] for file in named}
+    beside = [file for file, group in groups.items() if group in members and file not in named]
+    held = {tensor for file in named for tensor in opened[file].entries}
+    wrong = [tensor for tensor, file in table.items() if tensor not in opened[folder + file].entries]
+    problems = []
+    if not table:
+        problems.append("names no tensor, so that a loader reads none")
+    if wrong:
+        problems.append(f"names {len(wrong)} tensors that are not in the file it gives, first {wrong[0]!r:.120}")
+    if beside:
+        problems.append(f"leaves out {beside[0]!r:.120}, a shard of the same weights, so that no loader reads it")
+    if len(held) > len(table):
+        problems.append(f"leaves out {len(held - table.keys())} tensors of its files")
+    odd = [file for file in named if not _SHARD.fullmatch(file.rpartition("/")[2])]
+    if odd or len(members) > 1:
+        problems.append(f"names {odd[0] if odd else max(members)!r:.120}, which is not one of its own shards")
     for file, group in list(groups.items()):
         if group in members:
             groups[file] = min(members)
-    wrong = [tensor for tensor, file in table.items() if tensor not in opened[folder + file].entries]
-    if not wrong:
-        return ()
-    detail = f"the index names {len(wrong)} tensors that are not in the file it gives, first {wrong[0]!r:.120}"
-    return (Finding("violates", "index", name, detail),)
-
-
-def _foreign(name: str, path: Path, *, always: bool = False) -> Finding | None:
-    """A finding for a file that may hold weights or code and is not opened; None for all others."""
-    suffix = Path(name).suffix.lower()
-    if suffix in _PICKLES:
-        detail = "may be a pickle, which can run code; it is never opened. Save it as safetensors"
-        return Finding("undecidable", "unsafe", name, detail)
-    if suffix in _OTHER:
-        detail = f"a {suffix} file cannot be compared. Give the weights as safetensors"
-        return Finding("undecidable", "unknown", name, detail)
-    if suffix in _CODE:
-        return Finding("undecidable", "unsafe", name, "brings code of its own, and nobody can say what that does")
-    if suffix == ".safetensors":
-        return None
-    what = _disguised(path, name)
-    if what:
-        return Finding("undecidable", "unknown", name, f"is {what} by its first bytes, whatever its name says")
-    if always:
-        return Finding("undecidable", "unknown", name, "is not a safetensors file")
-    return None
-
-
-def _disguised(path: Path, name: str) -> str | None:
-    if not path.exists():
-        raise CheckpointError(f"'{name}' is a link to nothing", fix="copy the file itself into the folder")
-    with os.fdopen(regular(path, f"'{name}'"), "rb") as file:
-        start = file.read(9)
-    for magic, what in _MAGIC.items():
-        if start.startswith(magic):
-            return what
-    looks = len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32
-    return "a safetensors file" if looks else None
+    indexed |= named
+    return [Finding("violates", "index", name, f"the index {problem}") for problem in problems[:1]]

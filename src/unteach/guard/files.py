@@ -22,16 +22,24 @@ from torch import Tensor
 
 from unteach.errors import CheckpointError
 
-__all__ = ["FLOATS", "Entry", "Safetensors", "bounded_json", "parse_json", "regular", "walk"]
+__all__ = ["FLOATS", "Entry", "Safetensors", "Work", "bounded_bytes", "bounded_json", "parse_json", "regular", "walk"]
 
 PIECE = 8 << 20
 """Bytes of a tensor that are in memory at a time."""
 HEADER_LIMIT = 16 << 20
 """Bytes of a header; that of Stable Diffusion's U-Net has 85 thousand."""
 JSON_LIMIT = 32 << 20
+CONFIG_LIMIT = 8 << 20
+"""Bytes of one JSON file of an upload; CLIP's tokenizer has four million."""
 MOST_TENSORS = 100_000
 MOST_FILES = 10_000
 DEPTH = 12
+ALL_HEADERS = 64 << 20
+"""Bytes of headers, indexes and configurations in one upload; a whole SDXL pipeline has ten million."""
+ALL_WEIGHTS = 64 << 30
+"""Bytes of weights in one upload; an SDXL pipeline in float32 has 14 billion."""
+ALL_TABLES = 600_000
+"""Lists and tables in the JSON of one upload: what it costs to read; a tokenizer has 50 thousand."""
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """Plain floating-point formats, whose values can be compared."""
@@ -43,6 +51,44 @@ _BITS = {name: torch.empty(0, dtype=dtype).element_size() * 8 for name, dtype in
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _LFS = b"version https://git-lfs"
+
+
+@dataclass
+class Work:
+    """What reading one upload has cost so far, over all of its files; too much is an error.
+
+    Attributes:
+        text: bytes of headers, indexes and configurations.
+        names: tensors.
+        weights: bytes of safetensors files.
+        tables: opening brackets in the JSON.
+    """
+
+    text: int = 0
+    names: int = 0
+    weights: int = 0
+    tables: int = 0
+
+    def add(self, label: str, *, text: int = 0, names: int = 0, weights: int = 0, tables: int = 0) -> None:
+        """Count before it is read.
+
+        Raises:
+            CheckpointError: the upload has more than one check may read.
+        """
+        self.text, self.names = self.text + text, self.names + names
+        self.weights, self.tables = self.weights + weights, self.tables + tables
+        for what, count, most in (
+            ("bytes of headers and configurations", self.text, ALL_HEADERS),
+            ("tensors", self.names, MOST_TENSORS),
+            ("bytes of weights", self.weights, ALL_WEIGHTS),
+            ("lists and tables", self.tables, ALL_TABLES),
+        ):
+            if count > most:
+                raise CheckpointError(
+                    f"the files hold too many {what} for one check",
+                    found=f"{count} up to {label}, at most {most} are read",
+                    fix="give the model alone: without a trainer's checkpoints and other models",
+                )
 
 
 @dataclass(frozen=True)
@@ -94,6 +140,7 @@ class Safetensors:
     Args:
         path: the file. It must be a regular file.
         label: what messages call it, the path by default.
+        work: counts it together with other files of the same upload.
 
     Attributes:
         entries: name to :class:`Entry`, in the order of the bytes.
@@ -104,9 +151,10 @@ class Safetensors:
         CheckpointError: it cannot be read or is not a whole, well-formed safetensors file; says what is wrong.
     """
 
-    def __init__(self, path: Path | str, label: str | None = None) -> None:
+    def __init__(self, path: Path | str, label: str | None = None, work: Work | None = None) -> None:
         self.path = Path(path)
         self.label = label or str(path)
+        self._work = work or Work()
         self._file = regular(self.path, self.label)
         try:
             self.size = os.fstat(self._file).st_size
@@ -165,15 +213,18 @@ class Safetensors:
             raise self._bad("its header is too long", f"{length} bytes, at most {HEADER_LIMIT} are read")
         if length > self.size - 8:
             raise self._bad("its header is longer than the file", f"{length} of {self.size - 8} bytes")
+        self._work.add(self.label, text=length, weights=self.size - 8 - length)
         text = bytes(self.read(8, length))
         if not text.startswith(b"{"):
             raise self._bad("its header does not begin with '{'", text[:12])
+        self._work.add(self.label, tables=_tables(text))
         header = parse_json(text, f"the header of {self.label}")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise self._bad("its metadata is not a table of texts")
         if len(header) > MOST_TENSORS:
             raise self._bad("it lists too many tensors", f"{len(header)}, at most {MOST_TENSORS} are read")
+        self._work.add(self.label, names=len(header))
         self.metadata = metadata
         found = [(name, *self._entry(name, value)) for name, value in header.items()]
         here = 0
@@ -208,6 +259,10 @@ def _counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
+def _tables(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
 def regular(path: Path, label: str) -> int:
     """Open a file for reading and return its descriptor; a pipe, a device or a folder is refused, without waiting.
 
@@ -224,8 +279,13 @@ def regular(path: Path, label: str) -> int:
     return file
 
 
-def parse_json(text: bytes, label: str) -> dict[str, Any]:
-    """A JSON object from bytes: no key twice, no NaN, not deep.
+def parse_json(text: bytes, label: str, *, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object from bytes: no key twice, not deep, and no NaN.
+
+    Args:
+        text: what was read.
+        label: what messages call it.
+        infinite: let Infinity stand, which is not JSON but which Python writes (a scheduler's ``lambda_min_clipped``).
 
     Raises:
         CheckpointError: it is something else; says what.
@@ -239,7 +299,9 @@ def parse_json(text: bytes, label: str) -> dict[str, Any]:
             raise ValueError(f"the key {twice[:80]!r} stands twice")
         return table
 
-    def never(constant: str) -> None:
+    def never(constant: str) -> float:
+        if infinite and constant != "NaN":
+            return float(constant)
         raise ValueError(f"{constant} is not JSON")
 
     try:
@@ -256,14 +318,31 @@ def _deep(value: object, left: int) -> bool:
     return left == 0 or any(_deep(item, left - 1) for item in items if isinstance(item, dict | list))
 
 
-def bounded_json(path: Path, label: str | None = None, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def bounded_json(
+    path: Path,
+    label: str | None = None,
+    limit: int = JSON_LIMIT,
+    work: Work | None = None,
+    *,
+    infinite: bool = False,
+) -> dict[str, Any]:
     """A JSON object from a file of at most ``limit`` bytes; errors as in :func:`regular` and :func:`parse_json`."""
     label = label or str(path)
+    text = bounded_bytes(path, label, limit, work)
+    if work is not None:
+        work.add(label, tables=_tables(text))
+    return parse_json(text, label, infinite=infinite)
+
+
+def bounded_bytes(path: Path, label: str, limit: int = JSON_LIMIT, work: Work | None = None) -> bytes:
+    """A file of at most ``limit`` bytes; errors as in :func:`regular`, and :class:`CheckpointError` when longer."""
     with os.fdopen(regular(path, label), "rb") as file:
+        if work is not None:
+            work.add(label, text=min(os.fstat(file.fileno()).st_size, limit + 1))
         text = file.read(limit + 1)
     if len(text) > limit:
         raise CheckpointError(f"{label} is too long", found=f"more than {limit} bytes")
-    return parse_json(text, label)
+    return text
 
 
 def walk(folder: Path, *, links: bool = False) -> dict[str, Path]:

@@ -12,8 +12,8 @@ EXIT_CODES: Mapping[Outcome, int] = {"conform": 0, "violates": 1, "undecidable":
 """For the command line; 2 is an error: there was no verdict."""
 
 Kind = Literal[
-    "changed", "missing", "extra", "shape", "adapter", "component", "index",  # these violate
-    "quantised", "merged", "unknown", "unsafe", "uncompared",  # of these nobody can say
+    "changed", "missing", "extra", "shape", "adapter", "component", "index", "configuration",  # these violate
+    "quantised", "merged", "unknown", "unsafe", "uncompared",  # of these, and some configurations, nobody can say
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Finding:
         text = f"{self.where}: " + (f"{self.tensor}: " if self.tensor else "") + self.detail
         if self.largest is not None and self.changed is not None:
             text += f" (largest change {self.largest:.3g}, {self.changed:.2%} of its numbers)"
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return _printable(text)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Verdict:
         frozen: frozen tensors that the policy has.
         compared: how often a frozen tensor was found bit for bit, by the number format it was found in.
         adapters: modules that carry an adapter.
+        stamped: whether the base's weights carry this manifest's digest; else nothing says that it is the current one.
+        notes: what was not compared, and what else a reader should know; none of it keeps it from conforming.
+        leftovers: a trainer's files (optimiser states and the like) that no loader of a model reads; never opened.
     """
 
     findings: tuple[Finding, ...]
@@ -69,6 +72,9 @@ class Verdict:
     frozen: int
     compared: dict[str, int] = field(default_factory=dict)
     adapters: int = 0
+    stamped: bool = False
+    notes: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -98,6 +104,22 @@ class Verdict:
         casts = ", ".join(f"{count} as {cast}" for cast, count in sorted(self.compared.items())) or "none"
         lines.append(f"policy {self.policy} (manifest {self.manifest[:12]}), {self.frozen} frozen tensors")
         lines.append(f"frozen tensors found bit for bit: {casts}; adapters on {self.adapters} modules")
+        base = "stamped with this manifest" if self.stamped else _UNSTAMPED
+        lines.append(f"base: {base}")
         signed = f"key {self.signed_by[:12]}" if self.signed_by else "NOT CHECKED: anyone could have made this manifest"
         lines.append(f"signature: {signed}")
+        lines += [f"note: {_printable(note)}" for note in self.notes[:most]]
+        if len(self.notes) > most:
+            lines.append(f"and {len(self.notes) - most} more notes")
+        if self.leftovers:
+            shown = ", ".join(self.leftovers[:6]) + (", …" if len(self.leftovers) > 6 else "")
+            lines.append(_printable(f"{len(self.leftovers)} files of a trainer, not opened: {shown}"))
+            lines.append("  no model needs them: delete them, or publish without them")
         return "\n".join(lines)
+
+
+_UNSTAMPED = "NOT STAMPED: nothing in it says that this is its publisher's current manifest, and not an older one"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,25 +1,31 @@
 """Check anyone's checkpoint or adapter against a freeze manifest: conform, violates or undecidable.
 
-Every file of weights in the candidate is looked at. A frozen tensor must be there bit for bit, or as the manifest's
-16-bit cast of it; nothing may be added that could train in its place (freezeasguard §6.2). Tensors are read piece by
-piece, so the memory needed does not grow with the model. Nothing is unpickled, imported or run.
+What is judged is what a loader would load. Every file of weights in the candidate is looked at. A frozen tensor must
+be there bit for bit, or as the manifest's 16-bit cast of it; nothing may be added that could train in its place
+(freezeasguard §6.2); the component of a pipeline must be there whole. Tensors are read piece by piece, so the memory
+needed does not grow with the model. Nothing is unpickled, imported or run.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unteach.errors import CheckpointError, ConfigError
-from unteach.guard import signing
+from unteach.errors import CheckpointError, ConfigError, UnteachError
+from unteach.guard import peft_config, signing
 from unteach.guard.adapters import AdapterCheck
 from unteach.guard.candidate import Found, WeightSet, collect
 from unteach.guard.components import compare_component
 from unteach.guard.files import FLOATS, Entry
-from unteach.guard.hashes import compare, is_component, matches, model_digest
+from unteach.guard.folders import FolderCheck
+from unteach.guard.hashes import compare, is_component, matches
+from unteach.guard.kinds import CHECKPOINT
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamped
 from unteach.guard.names import companion, compvis, fused, vae_compvis
+from unteach.guard.reference import Reference
 from unteach.guard.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ _SCHEDULE = {
     "model_ema.decay", "model_ema.num_updates", "denoiser.sigmas",
 }  # fmt: skip
 _MERGED = ("merge", "recipe")
+_BASE_LAYER = ".base_layer."
+_STATES = {"model.safetensors", *(f"model_{k}.safetensors" for k in range(1, 10))}
 
 
 def verify(
@@ -71,92 +79,50 @@ def verify(
     signed = None
     if signature is not None and public_key is not None:
         signed = signing.verify(policy, signature, public_key)
+    try:
+        return _verdict(policy, Path(base), Path(candidate), signed)
+    except UnteachError:
+        raise
+    except Exception as error:  # whatever files can provoke that was not thought of
+        found = f"{type(error).__name__}: {reprlib.repr(str(error))}"
+        raise CheckpointError("the files could not be read to their end: there is no verdict", found=found) from error
+
+
+def _verdict(policy: FreezeManifest, base: Path, candidate: Path, signed: str | None) -> Verdict:
     with ExitStack() as stack:
-        reference = Reference(policy, collect(Path(base), stack, trusted=True), Path(base))
-        found = collect(Path(candidate), stack)
-        check = _Check(reference)
-        check.findings += found.findings
+        reference = Reference(policy, collect(base, stack, trusted=True), base)
+        found = collect(candidate, stack)
+        check = _Check(reference, found)
         for part in found.sets:
             check.weights(part)
         if not found.sets and not found.findings:
             raise CheckpointError(f"{candidate} holds no weights", fix="give a safetensors file or a model's folder")
+        check.beside()
         if not check.relevant and not check.findings:
             detail = f"holds neither a '{policy.component}' nor an adapter for it"
-            check.add("undecidable", "unknown", Path(candidate).name, detail)
+            check.add("undecidable", "unknown", candidate.name, detail)
         findings = sorted(check.findings, key=lambda finding: finding.outcome != "violates")
         counts = (len(found.files), policy.budget.frozen_tensors, check.compared, len(check.adapters.modules))
-        return Verdict(tuple(findings), policy.policy, policy.digest(), signed, *counts)
-
-
-class Reference:
-    """The base, known to be the one that the manifest is of.
-
-    Attributes:
-        policy: the manifest.
-        tensors: the component's tensors.
-        parts: other components → their sets of weights (several when there are variants).
-        pipeline: whether the base is a whole pipeline, so that a component which it lacks is an extra one.
-
-    Raises:
-        CheckpointError: the manifest is not of this base.
-    """
-
-    def __init__(self, policy: FreezeManifest, found: Found, path: Path) -> None:
-        self.policy = policy
-        inside = [part for part in found.sets if part.folder == policy.component]
-        self.pipeline = (path / "model_index.json").is_file()
-        self.tensors = self._chosen(inside or [part for part in found.sets if part.folder == ""], path)
-        self.parts: dict[str, list[WeightSet]] = {}
-        for part in found.sets:
-            if part.folder not in ("", policy.component) and "/" not in part.folder:
-                self.parts.setdefault(part.folder, []).append(part)
-        self._good: set[str] = set()
-
-    def part(self, name: str) -> list[Mapping[str, Entry]]:
-        """The base's weights of another component, checked against the manifest if it knows them; empty without."""
-        sets: list[Mapping[str, Entry]] = [dict(part.entries) for part in self.parts.get(name, ())]
-        wanted = self.policy.components.get(name)
-        if sets and wanted is not None and name not in self._good:
-            if not any(is_component(tensors, wanted) for tensors in sets):
-                raise CheckpointError(
-                    f"the manifest is not of this base: its '{name}' is another one",
-                    fix="give the pipeline that the manifest was made for",
-                )
-            self._good.add(name)
-        return sets
-
-    def _chosen(self, sets: Sequence[WeightSet], path: Path) -> Mapping[str, Entry]:
-        shapes = {tensor.name: tensor.shape for tensor in self.policy.tensors}
-        why = f"no weights of '{self.policy.component}'" if not sets else "other tensors than the manifest lists"
-        for part in sets:
-            tensors = dict(part.entries)
-            if {name: entry.shape for name, entry in tensors.items()} != shapes:
-                continue
-            stamp = stamped(part.metadata)
-            if stamp is not None and stamp != self.policy.digest():
-                raise CheckpointError(
-                    f"the base {path} is stamped with another manifest: this one was swapped or edited",
-                    found=f"digest {self.policy.digest()[:12]}, the stamp says {stamp[:12]!r}",
-                    fix="use the manifest that the base was published with",
-                )
-            if model_digest(tensors) == self.policy.model:
-                return tensors
-            why = "other weights"
-        raise CheckpointError(
-            f"the manifest is not of this base ({path})", found=why, fix="give the model that the manifest was made for"
-        )
+        told = reference.stamped, tuple(dict.fromkeys(check.folders.notes)), found.leftovers
+        return Verdict(tuple(findings), policy.policy, policy.digest(), signed, *counts, *told)
 
 
 class _Check:
     """Collects findings over all sets of weights of a candidate."""
 
-    def __init__(self, reference: Reference) -> None:
-        self.reference, self.policy = reference, reference.policy
+    def __init__(self, reference: Reference, found: Found) -> None:
+        self.reference, self.policy, self.found = reference, reference.policy, found
         self.rows = {tensor.name: tensor for tensor in self.policy.tensors}
-        self.findings: list[Finding] = []
+        self.findings: list[Finding] = list(found.findings)
         self.compared: dict[str, int] = {}
         self.adapters = AdapterCheck(self.policy, reference.tensors, self.add, self.frozen)
+        self.folders = FolderCheck(found, reference, self.add)
         self.relevant = False
+        self.judged: dict[str, str] = {}
+        """Folder → the part of the pipeline that its weights were compared as."""
+        self.whole: dict[str, bool] = {}
+        """Folder → whether it holds the component under a name that loaders read."""
+        self.only_adapters: dict[str, bool] = {}
         theirs = compvis(self.rows)
         self.compvis = {_UNET + other: name for name, other in theirs.items()}
         self.ema = {f"{_EMA}diffusion_model{other.replace('.', '')}": name for name, other in theirs.items()}
@@ -166,41 +132,101 @@ class _Check:
 
     def weights(self, part: WeightSet) -> None:
         """One file, or all shards of one."""
-        name = part.folder.rpartition("/")[2]
-        if name != self.policy.component and (name in self.reference.parts or name in self.policy.components):
+        self._stamp(part)
+        name = "" if part.alone else self.folders.part(part.folder)
+        own = name == self.policy.component
+        ours = any(key in self.rows for key, _ in part.entries)
+        known = ours or any(key in self.compvis for key, _ in part.entries)
+        adapters = False
+        if not own and (name in self.reference.parts or name in self.policy.components):
+            self.judged[part.folder] = name
             self.component(name, part.entries, part.label)
-            return
-        known = sum(key in self.rows or key in self.compvis for key, _ in part.entries)
-        if _is_delta(part) and len(part.entries) < len(self.rows):  # a full one could be loaded as a checkpoint too
+        elif own or (ours and part.named_as_model and not self._in_checkpoint(part)):
+            self.relevant = True
+            self.judged[part.folder] = self.policy.component
+            self.whole[part.folder] = self.whole.get(part.folder, False) or part.loaded
+            self.full(part, exact=True)
+        elif not part.entries:
+            self.add("undecidable", "unknown", part.label, "holds no tensor: there is nothing to compare")
+        elif self._is_delta(part):
             self.relevant = True
             self.delta(part)
+        elif self._in_checkpoint(part) and any(_BASE_LAYER in key for key, _ in part.entries):
+            self.relevant = True
+            self._state(part)
         elif known:
             self.relevant = True
             self.full(part)
         elif self.adapters.any(part):
-            self.relevant = True
-            self.adapters.check(part)
-        elif name and name != self.policy.component and not self.reference.pipeline:
+            self.relevant = adapters = True
+            self.adapter(part)
+            if part.named_as_model:
+                detail = "an adapter under a name that loaders take for a whole model's weights; rename it"
+                self.add("undecidable", "unknown", part.label, detail)
+        elif name and not self.reference.pipeline:
             detail = f"the base given has no '{name}' to compare with; give the whole pipeline as the base"
             self.add("undecidable", "uncompared", part.label, detail)
         else:
             detail = f"{len(part.entries)} tensors, none of them the base's, and no adapter for it: an extra component"
             self.add("violates", "component", part.label, detail)
+        self.only_adapters[part.folder] = adapters and self.only_adapters.get(part.folder, True)
 
-    def full(self, part: WeightSet) -> None:
-        """A checkpoint with the component's tensors in it."""
+    def beside(self) -> None:
+        """What lies beside the weights."""
+        self.folders.pipelines(self.whole)
+        self.folders.configurations(self.judged)
+        self.folders.adapter_configs(self.only_adapters, self.adapters.finder.modules)
+
+    def adapter(self, part: WeightSet) -> None:
+        """A file of adapters, and the settings in its metadata."""
+        self.adapters.check(part)
+        modules, frozen = self.adapters.finder.modules, set(self.policy.frozen)
+        for settings, problem in peft_config.in_metadata(part.metadata, self.policy.component):
+            for each in [problem] if problem else peft_config.problems(settings, modules, frozen):
+                self.folders.settings(each, part.label)
+
+    def _in_checkpoint(self, part: WeightSet) -> bool:
+        """Whether it is what accelerate saves of the trained network, directly in a trainer's checkpoint."""
+        folder = part.folder.rpartition("/")[2] or self.found.root
+        return not part.alone and bool(CHECKPOINT.fullmatch(folder)) and part.label.rpartition("/")[2] in _STATES
+
+    def _state(self, part: WeightSet) -> None:
+        """A network with adapters in it, as accelerate saves it: the network's tensors, and the adapters'."""
+        plain: list[tuple[str, Entry]] = []
+        added: list[tuple[str, Entry]] = []
+        for key, entry in part.entries:
+            name = key.replace(_BASE_LAYER, ".")
+            (plain if name in self.rows or not self.adapters.finder.targets(key) else added).append((name, entry))
+        self.full(replace(part, chosen=tuple(plain)))
+        if added:
+            self.adapters.check(replace(part, chosen=tuple(added)))
+
+    def _is_delta(self, part: WeightSet) -> bool:
+        """Whether it is a change of weights. In a pipeline, or where a loader takes it for weights, it is none."""
+        if part.folder in self.found.pipelines or part.named_as_model or len(part.entries) >= len(self.rows):
+            return False
+        return _says_delta(part)
+
+    def _stamp(self, part: WeightSet) -> None:
+        stamp = stamped(part.metadata)
+        if stamp is not None and stamp != self.policy.digest():
+            self.folders.notes.append(f"{part.label} is stamped with another manifest ({stamp[:12]})")
+
+    def full(self, part: WeightSet, *, exact: bool = False) -> None:
+        """A checkpoint with the component's tensors in it; ``exact`` where a loader looks for the names as they are."""
         copies: dict[str, list[Entry]] = {}
         other: dict[str, list[tuple[str, Entry]]] = {}
         packed: set[str] = set()
-        single = any(key in self.compvis for key, _ in part.entries)
+        single = not exact and any(key in self.compvis for key, _ in part.entries)
+        stored = {key: entry.dtype for key, entry in part.entries}
         vae = self._vae_names() if single else {}
         for key, entry in part.entries:
-            name = key if key in self.rows else self.compvis.get(key) or self.ema.get(key)
-            if name is not None:
+            name = key if key in self.rows or exact else self.compvis.get(key) or self.ema.get(key)
+            if name in self.rows:
                 copies.setdefault(name, []).append(entry)
-            elif names := fused(key, self.rows):
+            elif not exact and (names := fused(key, self.rows)):
                 self._split(key, entry, names, copies, part.label)
-            elif stem := companion(key, {**self.rows, **self.compvis}):
+            elif (stem := companion(key, {**self.rows, **self.compvis})) and stored.get(stem) not in FLOATS:
                 packed.add(self.compvis.get(stem, stem))
             elif single and key in _SCHEDULE:
                 continue
@@ -220,14 +246,16 @@ class _Check:
                 detail = "is frozen and was quantised, so its bits cannot be compared"
                 self.add("undecidable", "quantised", part.label, detail, row.name)
             for entry in copies.get(row.name, ()):
-                self.tensor(row, entry, part, packed=row.name in packed)
+                self.tensor(row, entry, part, packed=row.name in packed, exact=exact)
         for name, entries in other.items():
             self.component(name, entries, part.label)
 
-    def tensor(self, row: FrozenTensor, entry: Entry, part: WeightSet, *, packed: bool = False) -> None:
+    def tensor(
+        self, row: FrozenTensor, entry: Entry, part: WeightSet, *, packed: bool = False, exact: bool = False
+    ) -> None:
         """One tensor of the component as the candidate has it."""
         plain = entry.dtype in FLOATS
-        if _trimmed(entry.shape) != _trimmed(row.shape):
+        if entry.shape != row.shape if exact else _trimmed(entry.shape) != _trimmed(row.shape):
             if plain:
                 detail = f"has shape {entry.shape}, the base's is {row.shape}: of another base?"
                 self.add("violates", "shape", part.label, detail, row.name)
@@ -322,7 +350,7 @@ def _readable(entries: Sequence[tuple[str, Entry]]) -> bool:
     return all(entry.type is not None for _, entry in entries)
 
 
-def _is_delta(part: WeightSet) -> bool:
+def _says_delta(part: WeightSet) -> bool:
     try:
         record = json.loads(part.metadata.get("unteach", ""))
     except (ValueError, RecursionError):
