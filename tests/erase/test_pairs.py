@@ -30,6 +30,7 @@ def test_ids_are_those_that_the_encoders_read(model, prompt):
             lambda _, args, kwargs: seen.append(tuple((args or (kwargs["input_ids"],))[0][0].tolist())),
             with_kwargs=True,
         )
+    model.forget_prompts()
     model.encode([prompt])
     assert read(model, prompt) == tuple(seen)
     assert {len(ids) for ids in seen} == {limit(model)} == {toys.LENGTH}
