@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unteach.core import seeds
-from unteach.core.layout import fastest
+from unteach.core.kernels import fastest
 from unteach.core.loop import Loop, Step
 from unteach.errors import ModelError
 

@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from unteach.canvas import autoencoder, words
 from unteach.core import seeds, state
-from unteach.core.layout import fastest
+from unteach.core.kernels import fastest
 from unteach.core.loop import Step
 from unteach.core.stopping import child_environment, end_with_parent
 from unteach.data import emoji

@@ -15,7 +15,7 @@ from unteach.continual.method import AnyMethod, Rule
 from unteach.continual.objective import Batch, Objective
 from unteach.continual.stream import Stream
 from unteach.core import seeds
-from unteach.core.layout import channels_last_is_safe
+from unteach.core.kernels import channels_last_is_safe, mend_group_norms
 from unteach.core.settings import Settings, setting
 from unteach.errors import ConfigError
 
@@ -96,6 +96,7 @@ class Learner:
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.needs_two = needs_two(self.network, stream.shape)
+        mend_group_norms(self.network)
         self.model = method.wrap(self.network)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names, self.params = [name for name, _ in named], [p for _, p in named]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unteach.core.layout import channels_last_is_safe, is_channels_last
+from unteach.core.kernels import channels_last_is_safe, is_channels_last
 from unteach.core.persample import (
     Cotangent,
     Implementation,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
-from unteach.core.layout import channels_last_is_safe
+from unteach.core.kernels import channels_last_is_safe
 from unteach.errors import ModelError
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unteach.core import state
+from unteach.core.kernels import mend_group_norms
 from unteach.core.registry import near
 from unteach.diffusion import conventions
 from unteach.diffusion.conditioning import Conditioning
@@ -96,6 +97,7 @@ class Model:
                 raise ModelError(f"the pipeline has no '{part}'", found=type(module).__name__)
             check_plain(module, f"the part '{part}'")
             module.eval().requires_grad_(False)
+            mend_group_norms(module)
         for name, encoder in self.conventions.tokenizers.items():
             with foreign(f"the '{name}' of the pipeline does not work", fix="fetch or save the folder again"):
                 check_tokenizer(getattr(pipe, name), getattr(pipe, encoder), name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unteach.core import freeze as core
+from unteach.core.kernels import mend_group_norms
 from unteach.core.state import read_json
 from unteach.errors import ConfigError, ModelError
 from unteach.guard.wrapped import check_adapters, check_fused, owning
@@ -206,6 +207,8 @@ def enforce(
         if held:
             _check_others(model, optimizer, others)
     found = core.freeze(model, names)
+    if held:
+        mend_group_norms(model)
     try:
         _check_weights(model, found, frozen)
     except ModelError:
