@@ -178,7 +178,7 @@ def test_what_is_missing_or_twofold_is_said(tmp_path: Path, capsys: pytest.Captu
     assert "whole numbers" in refused(tmp_path, capsys, seeds=["a"])
     (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
     assert "not valid YAML" in refused(tmp_path, capsys, "--config", str(tmp_path / "broken.yaml"))
-    assert "cannot read the config" in refused(tmp_path, capsys, "--config", str(tmp_path / "none.yaml"))
+    assert "cannot read" in refused(tmp_path, capsys, "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("[1]", encoding="utf-8")
     assert "must be a table" in refused(tmp_path, capsys, "--config", str(tmp_path / "list.yaml"))
 

@@ -8,7 +8,7 @@ file, so that each can be made again). The reader is then called as commands cal
 - tracebacks: anything raised that is neither an error of Unteach nor an OSError (the command line tells them in words);
 - hangs: more than `SECONDS` for one file;
 - code that was run: pickles, tags and modules in the files make a file when they are run;
-- deaths of the process, and messages with a line of more than 1,000 characters.
+- deaths of the process, and messages with a line of more than 1,500 characters.
 
 The readers run in processes forked from this one, which has loaded torch and diffusers.
 """
@@ -77,7 +77,7 @@ from unteach.report import model_card
 OUT = Path(__file__).resolve().parents[1] / "results" / "security_mutations.json"
 SECONDS = 20.0
 """A file that takes longer is a hang."""
-LONGEST = 1000
+LONGEST = 1500
 """Characters of a line of a message."""
 
 Damage = Callable[[bytes, random.Random], bytes]

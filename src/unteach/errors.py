@@ -6,7 +6,7 @@ What was found comes from files that may be anything, so it is cut to a length t
 import unicodedata
 from collections.abc import Sequence
 
-MOST_FOUND, MOST_LINE, MOST_LISTED = 300, 600, 20
+MOST_FOUND, MOST_LINE, MOST_LISTED = 600, 600, 20
 """Characters of what was found, characters of a line of a message, and mistakes that are listed."""
 
 

@@ -55,7 +55,7 @@ def test_m6_bad_yaml_is_refused_in_a_moment_and_in_few_words(case: str, tmp_path
     begin = time.monotonic()
     with pytest.raises(ConfigError, match=r"c\.yaml is not valid YAML") as caught:
         reading.read_yaml(path, error=ConfigError)
-    assert time.monotonic() - begin < 2 and len(str(caught.value)) < 700 and said in str(caught.value)
+    assert time.monotonic() - begin < 2 and len(str(caught.value)) < 1000 and said in str(caught.value)
 
 
 def test_good_yaml_is_read_as_before(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_l4_bad_json_is_refused(case: str, tmp_path: Path) -> None:
     path.write_text(BAD_JSON[case], encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"record\.json is damaged: not JSON") as caught:
         state.read_json(path)
-    assert len(str(caught.value)) < 700
+    assert len(str(caught.value)) < 1000
 
 
 def test_good_json_is_read_as_before(tmp_path: Path) -> None:
