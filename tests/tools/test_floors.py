@@ -22,5 +22,7 @@ def test_the_floors_are_those_of_pyproject() -> None:
         asked[line.name.lower().replace("-", "_")] = Version(bound.version)
     text = (ROOT / "constraints-floors.txt").read_text(encoding="utf-8")
     pins = {name.lower().replace("-", "_"): Version(pin) for name, pin in re.findall(r"^([\w-]+)==(\S+)$", text, re.M)}
+    # torch's floor is what users may have; no CPU build of it is offered to test with.
+    assert pins.pop("torch") >= asked.pop("torch")
     tools = {"import_linter", "mypy", "ruff"}
     assert pins == {name: version for name, version in asked.items() if name not in tools}
