@@ -203,6 +203,21 @@ def overlong(folder: Path) -> None:
     edit(folder, "scheduler/scheduler_config.json", num_train_timesteps=-3)
 
 
+def tall(folder: Path) -> None:
+    edit(folder, "text_encoder/config.json", num_hidden_layers=100_000)
+
+
+def taller(folder: Path) -> None:
+    edit(folder, "unet/config.json", layers_per_block=[1, [100_000]])
+
+
+@pytest.mark.parametrize("spoil", [tall, taller])
+def test_more_layers_than_weights_are_not_built(spoil: Callable[[Path], None], folder: Path) -> None:
+    spoil(folder)
+    with pytest.raises(ModelError, match="more layers than its part has tensors; found: 100000"):
+        inspect(folder)
+
+
 @pytest.mark.parametrize("spoil", [shallow, pickled, typed, panic, deep, overlong])
 def test_m4_what_others_raise_becomes_our_error(spoil: Callable[[Path], None], folder: Path) -> None:
     spoil(folder)

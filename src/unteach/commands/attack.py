@@ -292,8 +292,8 @@ def _mask_data(mask: Mask, model: Model, sources: Sequence[Domain]) -> list[Exam
         if again != mask.digests:
             changed = [name for name in again if again[name] != mask.digests.get(name)]
             raise CheckpointError(
-                "the pictures that the mask was learned from cannot be told any more: they changed since, or version 0.1 "
-                "of Unteach learned the mask on another kind of processor",
+                "the pictures that the mask was learned from cannot be told any more: they changed since, or "
+                "version 0.1 of Unteach learned the mask on another kind of processor",
                 found=f"other digests of {', '.join(changed)}",
                 fix="put them back, or learn the mask again",
             )

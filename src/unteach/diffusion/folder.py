@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from unteach.diffusion.families import Family
+from unteach.diffusion.foreign import foreign
 from unteach.errors import ModelError
 
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -45,6 +48,12 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPFeatureExtractor"),
     "image_encoder": ("CLIPVisionModelWithProjection",),
 }
+_LAYERS = (
+    "num_hidden_layers",
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+)
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
@@ -142,7 +151,9 @@ def check_parts(family: Family, folder: Path) -> None:
                 fix="merge the adapter into the model and save it, or delete the file if it is a leftover",
             )
         for config in _configs(place):
-            _check_config(config, read_json(config), part, family.components.get(part))
+            content = read_json(config)
+            _check_config(config, content, part, family.components.get(part))
+            _check_layers(config, content, place)
     for part in family.tokenizers:
         _check_tokenizer(folder / part)
 
@@ -172,6 +183,32 @@ def _check_config(file: Path, config: Any, part: str, cls: str | None) -> None:
     wrong = sorted(name for name in names if name in ("", ".", "..") or "/" in name or "\\" in name)
     if wrong:
         raise ModelError(f"'{file}' leads out of its folder", found=_some(wrong), fix="shards lie beside their index")
+
+
+def _check_layers(file: Path, config: Mapping[str, Any], place: Path) -> None:
+    """Refuse more layers than there are weights: building them for nothing could take hours."""
+    asked = [number for key in _LAYERS for number in _numbers(config.get(key))]
+    if not asked:
+        return
+    have = 0
+    for weights in place.glob("*.safetensors"):
+        with (
+            foreign(f"'{weights}' cannot be read", fix="fetch it again"),
+            safe_open(weights, framework="pt") as tensors,
+        ):
+            have += len(tensors.keys())
+    if have and max(asked) > have:
+        raise ModelError(
+            f"'{file}' asks for more layers than its part has tensors", found=f"{max(asked)}, {have} tensors"
+        )
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int):
+        yield value
 
 
 def _check_tokenizer(place: Path) -> None:
