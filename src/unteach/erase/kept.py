@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from unteach.core import seeds
-from unteach.data.concepts import ConceptSet, mentions
+from unteach.data.concepts import Concept, ConceptSet, PromptPair, mentions
 from unteach.diffusion.model import Model
 from unteach.diffusion.tokens import name_end, read
 
-__all__ = ["CAPTIONS", "prompts", "words"]
+__all__ = ["CAPTIONS", "contexts", "prompts", "words"]
 
 FREQUENT = 8000
 """How many words are used at most; tokenizers list frequent words first."""
@@ -100,6 +100,29 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
             taken.add(ids)
             found.append(prompt)
     return found
+
+
+def contexts(model: Model, concepts: ConceptSet, concept: Concept, count: int, seed: int = 0) -> list[PromptPair]:
+    """``count`` pairs of prompts with up to four random words before and after the name, as :func:`prompts`.
+
+    A name's text state depends on what stands around it; a handful of prompts fixes it in their own contexts only. Empty
+    where the tokenizer has too few words.
+    """
+    known = words(model, concepts) if count else []
+    found: dict[PromptPair, None] = {}
+    for i in range(2 * count if len(known) >= FEWEST else 0):
+        around = [
+            [known[seeds.integer(seed, "context word", i, side, k) % len(known)] for k in range(length)]
+            for side, length in enumerate(seeds.integer(seed, "context length", i, side) % 5 for side in range(2))
+        ]
+        told = (" ".join([*around[0], name, *around[1]]) for name in (concept.anchor, concept.target))
+        pair = PromptPair(*told)
+        if len(found) < count and all(
+            name_end(model, text, name) is not None
+            for text, name in ((pair.anchor, concept.anchor), (pair.target, concept.target))
+        ):
+            found[pair] = None
+    return list(found)
 
 
 def _random(known: list[str], seed: int, i: int) -> str:
