@@ -135,7 +135,7 @@ def test_balance_only_weighs(sd):
     """The sum of the docstring, with the weights and the λ that ``balance`` says."""
     method = UCE(kept_words=0, contexts=0, lam=0.3)
     c_e, c_g = (torch.cat(side) for side in zip(*method.edits(sd, CONCEPT), strict=True))
-    c_p = torch.cat([method.states(sd, prompt, prompt) for prompt in CONCEPT.retain])
+    c_p = torch.cat([sd.encode([prompt]).hidden[0, 1:].double() for prompt in CONCEPT.retain])
     # The bare name and two prompts; three prompts to keep.
     edit = solve(c_e, c_g, c_p, lam=0.3 * float(c_e.square().mean()), s_e=64 / 3, s_p=240 / 3)
     for name, change in erase(sd, CONCEPT, method, check=False).tensors.items():

@@ -50,8 +50,8 @@ CAPTIONS = tuple(
 def words(model: Model, concepts: ConceptSet) -> list[str]:
     """Whole words of the model's own tokenizer, frequent ones first, without those that the concepts name.
 
-    Left out, too, are tokens that a name of the concepts is made of, and ends of other words (a tokenizer that learned
-    "violin" piece by piece knows "olin").
+    Left out, too, are tokens that a name of the concepts is made of or ends with (a tokenizer that learned "twemoji"
+    piece by piece knows "moji").
     """
     tokenizer: Any = model.pipe.tokenizer
     ids: dict[str, int] = tokenizer.get_vocab()
@@ -65,9 +65,8 @@ def words(model: Model, concepts: ConceptSet) -> list[str]:
             token[len(before) : len(token) - len(after)]: ids[token] for token in sorted(marked, key=ids.__getitem__)
         }
         plain = {word: i for word, i in plain.items() if re.fullmatch(r"[a-z]{3,}", word)}
-        ends = {word[i:] for word in plain for i in range(1, len(word))}
-        named = " ".join(names)
-        found = [w for w, i in plain.items() if w not in ends and i not in pieces and not mentions(named, w)]
+        named = " ".join(names).casefold().split()
+        found = [w for w, i in plain.items() if i not in pieces and not any(part.endswith(w) for part in named)]
         return found[:FREQUENT]
     return []
 
@@ -105,7 +104,7 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
 def contexts(model: Model, concepts: ConceptSet, concept: Concept, count: int, seed: int = 0) -> list[PromptPair]:
     """``count`` pairs of prompts with up to four random words before and after the name, as :func:`prompts`.
 
-    A name's text state depends on what stands around it; a handful of prompts fixes it in their own contexts only. Empty
+    A name's text state depends on what stands around it; a few prompts fix it in their own contexts only. Empty
     where the tokenizer has too few words.
     """
     known = words(model, concepts) if count else []

@@ -39,7 +39,7 @@ class Method(Settings, ABC):
             and value projections of cross-attention.
         kept_words: how many prompts of random words of the model's own tokenizer are kept beside the user's
             (:mod:`unteach.erase.kept`); 0 keeps only what is given, as the papers do.
-        contexts: how many prompts with such words around the name each concept gets beside the user's; 0 is the papers'.
+        contexts: how many prompts with such words around its name a concept gets beside the user's own; 0: none.
 
     Raises:
         ConfigError: lists every wrong setting at once.
