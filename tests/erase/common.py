@@ -30,11 +30,13 @@ QUICK: dict[str, Any] = {
     "retain_images": 4,
     "num_inference_steps": 2,
     "kept_words": 6,
+    "contexts": 3,
 }
 
 
 PAPER: dict[str, Any] = {
     "kept_words": 0,
+    "contexts": 0,
     "retain_target": "noise",
     "teacher": "current",
     "retain_weight": 0.0,

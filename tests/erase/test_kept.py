@@ -22,7 +22,7 @@ def test_words_are_the_tokenizers_own_without_the_concepts_names(sd):
     found = kept.words(sd, SET)
     assert {"dog", "noto", "picture", "house"} <= set(found)
     assert not {"twemoji", "openmoji", "blue", "a", "in"} & set(found)
-    assert "tyle" not in found and "emoji" not in found  # ends of words, pieces of names
+    assert not {"emoji", "moji", "enmoji", "lue"} & set(found)  # ends of names
 
 
 def test_prompts_are_a_function_of_the_seed_and_name_nothing_that_goes(sd):
@@ -61,6 +61,17 @@ def test_without_whole_words_captions_stand_in(sd, tmp_path):
     assert not any("cat" in prompt.split() for prompt in found)
 
 
+def test_contexts_put_words_around_the_name_alone(sd):
+    found = kept.contexts(sd, SET, SET[0], 30, 3)
+    assert len(found) == len(set(found)) == 30 and found == kept.contexts(sd, SET, SET[0], 30, 3)
+    assert found != kept.contexts(sd, SET, SET[0], 30, 4) and kept.contexts(sd, SET, SET[0], 0, 3) == []
+    for pair in found:
+        assert pair.target.split().count("twemoji") == 1 and "openmoji" not in pair.target and "blue" not in pair.target
+        assert pair.anchor == pair.target.replace("twemoji", "openmoji")
+    job = Job(model=sd, concepts=SET, seed=3)
+    assert job.pairs(30) == [*SET.pairs(), *found] and job.pairs(0) == SET.pairs()
+
+
 def test_all_methods_keep_them_after_the_users_own(sd):
     job = Job(model=sd, concepts=ConceptSet.of(CONCEPT), seed=5)
     own, words = list(CONCEPT.retain), job.kept(7)
@@ -80,16 +91,19 @@ def test_none_of_the_users_own(sd):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_count_and_digest_are_recorded(sd, name):
-    found = erase(sd, CONCEPT, quick(name, kept_words=7), seed=5, check=False).meta["kept"]
-    words = Job(model=sd, concepts=ConceptSet.of(CONCEPT), seed=5).kept(7)
-    assert found == {"prompts": 7, "digest": state.fingerprint({"prompts": words})}
-    assert "kept" not in erase(sd, CONCEPT, quick(name, kept_words=0), seed=5, check=False).meta
+    meta = erase(sd, CONCEPT, quick(name, kept_words=7, contexts=3), seed=5, check=False).meta
+    job = Job(model=sd, concepts=ConceptSet.of(CONCEPT), seed=5)
+    assert meta["kept"] == {"prompts": 7, "digest": state.fingerprint({"prompts": job.kept(7)})}
+    around = [pair.target for pair in job.contexts(job.concepts[0], 3)]
+    assert meta["contexts"] == {"prompts": 3, "digest": state.fingerprint({"prompts": around})}
+    meta = erase(sd, CONCEPT, quick(name, kept_words=0, contexts=0), seed=5, check=False).meta
+    assert "kept" not in meta and "contexts" not in meta
 
 
 def test_the_papers_presets_have_none_and_a_rate_of_their_own():
     for name in OFFICIAL:
         method = make(name)
-        assert method.kept_words == 0
+        assert method.kept_words == 0 and method.contexts == 0
         assert presets[name][0] == "uce" or (method.lr is not None and method.look_every == 0)
 
 

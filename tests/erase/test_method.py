@@ -100,7 +100,7 @@ def test_the_presets_carry_the_papers_numbers():
     assert (clean.updates(), clean.leak, clean.formula) == (1000, False, "orthogonal")
     assert make("ablate-paper") == Ablate(
         steps=100, lr=1.6e-5, retain_weight=0.0, guidance_scale=6.0, num_inference_steps=50,
-        teacher="current", retain_target="noise", kept_words=0, look_every=0,
+        teacher="current", retain_target="noise", kept_words=0, contexts=0, look_every=0,
     )  # fmt: skip
 
 

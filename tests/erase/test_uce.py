@@ -53,7 +53,7 @@ def test_a_small_lambda_meets_the_wish_exactly():
 
 @pytest.mark.parametrize("tokens", ["last", "all_following"])
 def test_every_matrix_of_a_model_is_the_minimiser(model, tokens):
-    method = UCE(tokens=tokens, lam=0.2, retain_scale=0.7, kept_words=0, balance=False)
+    method = UCE(tokens=tokens, lam=0.2, retain_scale=0.7, kept_words=0, contexts=0, balance=False)
     delta = erase(model, CONCEPT, method)
     c_e, c_g = (torch.cat(side) for side in zip(*method.edits(model, CONCEPT), strict=True))
     c_p = torch.cat([method.states(model, prompt, prompt) for prompt in CONCEPT.retain])
@@ -71,7 +71,7 @@ def test_every_matrix_of_a_model_is_the_minimiser(model, tokens):
 
 def test_the_target_gets_the_anchors_values(model):
     concept = Concept(target="twemoji", anchor="openmoji", retain=("dog", "car"))
-    method = UCE(lam=1e-6, tokens="last", templates=False, kept_words=0, balance=False)
+    method = UCE(lam=1e-6, tokens="last", templates=False, kept_words=0, contexts=0, balance=False)
     name = model.cross_attention_kv()[0]
     with torch.no_grad(), erase(model, concept, method).apply(model):
         new = model.denoiser.get_parameter(name).double()
@@ -124,7 +124,7 @@ def test_a_name_in_several_pieces_ends_at_its_last_piece(sd):
 def test_more_retaining_moves_the_kept_states_less(sd):
     moved = []
     for scale in (0.0, 1.0, 100.0):
-        method = UCE(retain_scale=scale, kept_words=0)
+        method = UCE(retain_scale=scale, kept_words=0, contexts=0)
         change = next(iter(erase(sd, CONCEPT, method).tensors.values())).double()
         kept = torch.cat([method.states(sd, prompt, prompt) for prompt in CONCEPT.retain])
         moved.append(float((kept @ change.T).norm()))
@@ -133,9 +133,9 @@ def test_more_retaining_moves_the_kept_states_less(sd):
 
 def test_balance_only_weighs(sd):
     """The sum of the docstring, with the weights and the λ that ``balance`` says."""
-    method = UCE(kept_words=0, lam=0.3)
+    method = UCE(kept_words=0, contexts=0, lam=0.3)
     c_e, c_g = (torch.cat(side) for side in zip(*method.edits(sd, CONCEPT), strict=True))
-    c_p = torch.cat([method.states(sd, prompt, prompt) for prompt in CONCEPT.retain])
+    c_p = torch.cat([sd.encode([prompt]).hidden[0, 1:].double() for prompt in CONCEPT.retain])
     # The bare name and two prompts; three prompts to keep.
     edit = solve(c_e, c_g, c_p, lam=0.3 * float(c_e.square().mean()), s_e=64 / 3, s_p=240 / 3)
     for name, change in erase(sd, CONCEPT, method, check=False).tensors.items():

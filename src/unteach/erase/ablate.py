@@ -67,6 +67,7 @@ presets.add("ablate-paper")(
             "retain_target": "noise",
             "teacher": "current",
             "kept_words": 0,
+            "contexts": 0,
             "look_every": 0,
             "guidance_scale": 6.0,
             "num_inference_steps": 50,
@@ -78,6 +79,7 @@ presets.add("ablate-canvas")(
     (
         "ablate",
         {
+            "contexts": 0,
             "look_every": 0,
             "steps": 170,
             "lr": 5e-4,

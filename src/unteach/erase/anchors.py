@@ -44,6 +44,7 @@ def draw(
     guidance_scale: float,
     batch_size: int,
     keep: Sequence[str] | None = None,
+    offered: Sequence[PromptPair] | None = None,
 ) -> Anchors:
     """Draw the training data, or read it from ``job.out`` if it is there; an interrupted drawing goes on.
 
@@ -55,12 +56,14 @@ def draw(
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
         batch_size: pictures at a time.
+        offered: the pairs; None is those of the concepts.
         keep: the prompts to keep; None is those of the concepts (``ConceptSet.retain``).
 
     Raises:
         CheckpointError: ``job.out`` holds the data of another run, or damaged data.
     """
-    offered, kept = job.concepts.pairs(), list(job.concepts.retain() if keep is None else keep)
+    offered = job.concepts.pairs() if offered is None else offered
+    kept = list(job.concepts.retain() if keep is None else keep)
     pairs = [offered[i % len(offered)] for i in range(images)]
     retain = [kept[i % len(kept)] for i in range(retain_images)]
     prompts = [pair.anchor for pair in pairs] + retain

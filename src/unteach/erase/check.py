@@ -138,7 +138,9 @@ class Check:
             effect(concept, t, a, n, self.spread)
             for concept, t, a, n in zip(self.concepts, *self.before[:2], new[:-1], strict=True)
         )
-        rest = _capped(float((new[-1] - self.before[2]).square().mean()) / self.spread)
+        # A picture that has become another one counts as that, however far away: no single prompt decides.
+        moves = (new[-1] - self.before[2]).double().square().flatten(1).mean(1) / self.spread
+        rest = _capped(float(moves.nan_to_num(1.0).clamp(max=1.0).mean()))
         return Finding(concepts=effects, rest=rest, prompts=len(self.rest), seed=self.seed)
 
 

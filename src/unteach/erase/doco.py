@@ -183,6 +183,7 @@ _PLAIN = {"retain_weight": 0.0, "pair_weight": 0.0}
 _PAPER = {
     **_PLAIN,
     "kept_words": 0,
+    "contexts": 0,
     "look_every": 0,
     "retain_target": "noise",
     "steps": 2000,
@@ -218,6 +219,7 @@ presets.add("doco-canvas")(
         "doco",
         {
             **_PLAIN,
+            "contexts": 0,
             "look_every": 0,
             "steps": 200,
             "warm_up": 30,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.core import state
-from unteach.data.concepts import ConceptSet
+from unteach.data.concepts import Concept, ConceptSet, PromptPair
 from unteach.diffusion.model import Model
 from unteach.erase import kept
 
@@ -41,10 +41,21 @@ class Job:
         pairs = [prompt for pair in self.concepts.pairs() for prompt in (pair.anchor, pair.target)]
         return kept.prompts(self.model, self.concepts, count, self.seed, avoid=[*own, *pairs])
 
+    def contexts(self, concept: Concept, count: int) -> list[PromptPair]:
+        """``count`` pairs of one concept with words of the tokenizer around its name."""
+        return kept.contexts(self.model, self.concepts, concept, count, self.seed)
+
+    def pairs(self, count: int) -> list[PromptPair]:
+        """The concepts' own prompt pairs, then ``count`` contexts of each, by turns."""
+        around = [self.contexts(concept, count) for concept in self.concepts]
+        return [*self.concepts.pairs(), *(pair for turn in zip(*around, strict=False) for pair in turn)]
+
     def record(self, config: dict[str, Any]) -> dict[str, Any]:
         """Everything that a delta with these settings depends on: its ``meta``."""
         words = self.kept(config["kept_words"])
-        found = {"kept": {"prompts": len(words), "digest": state.fingerprint({"prompts": words})}} if words else {}
+        found = {"kept": _digest(words)} if words else {}
+        if around := self.pairs(config["contexts"])[len(self.concepts.pairs()) :]:
+            found["contexts"] = _digest([pair.target for pair in around])
         return {
             **found,
             "method": config["method"],
@@ -55,3 +66,7 @@ class Job:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "family": self.model.family,
         }
+
+
+def _digest(prompts: list[str]) -> dict[str, Any]:
+    return {"prompts": len(prompts), "digest": state.fingerprint({"prompts": prompts})}

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from unteach.core import seeds
-from unteach.data.concepts import ConceptSet, mentions
+from unteach.data.concepts import Concept, ConceptSet, PromptPair, mentions
 from unteach.diffusion.model import Model
 from unteach.diffusion.tokens import name_end, read
 
-__all__ = ["CAPTIONS", "prompts", "words"]
+__all__ = ["CAPTIONS", "contexts", "prompts", "words"]
 
 FREQUENT = 8000
 """How many words are used at most; tokenizers list frequent words first."""
@@ -50,8 +50,8 @@ CAPTIONS = tuple(
 def words(model: Model, concepts: ConceptSet) -> list[str]:
     """Whole words of the model's own tokenizer, frequent ones first, without those that the concepts name.
 
-    Left out, too, are tokens that a name of the concepts is made of, and ends of other words (a tokenizer that learned
-    "violin" piece by piece knows "olin").
+    Left out, too, are tokens that a name of the concepts is made of or ends with (a tokenizer that learned "twemoji"
+    piece by piece knows "moji").
     """
     tokenizer: Any = model.pipe.tokenizer
     ids: dict[str, int] = tokenizer.get_vocab()
@@ -65,9 +65,8 @@ def words(model: Model, concepts: ConceptSet) -> list[str]:
             token[len(before) : len(token) - len(after)]: ids[token] for token in sorted(marked, key=ids.__getitem__)
         }
         plain = {word: i for word, i in plain.items() if re.fullmatch(r"[a-z]{3,}", word)}
-        ends = {word[i:] for word in plain for i in range(1, len(word))}
-        named = " ".join(names)
-        found = [w for w, i in plain.items() if w not in ends and i not in pieces and not mentions(named, w)]
+        named = " ".join(names).casefold().split()
+        found = [w for w, i in plain.items() if i not in pieces and not any(part.endswith(w) for part in named)]
         return found[:FREQUENT]
     return []
 
@@ -100,6 +99,29 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
             taken.add(ids)
             found.append(prompt)
     return found
+
+
+def contexts(model: Model, concepts: ConceptSet, concept: Concept, count: int, seed: int = 0) -> list[PromptPair]:
+    """``count`` pairs of prompts with up to four random words before and after the name, as :func:`prompts`.
+
+    A name's text state depends on what stands around it; a few prompts fix it in their own contexts only. Empty
+    where the tokenizer has too few words.
+    """
+    known = words(model, concepts) if count else []
+    found: dict[PromptPair, None] = {}
+    for i in range(2 * count if len(known) >= FEWEST else 0):
+        around = [
+            [known[seeds.integer(seed, "context word", i, side, k) % len(known)] for k in range(length)]
+            for side, length in enumerate(seeds.integer(seed, "context length", i, side) % 5 for side in range(2))
+        ]
+        told = (" ".join([*around[0], name, *around[1]]) for name in (concept.anchor, concept.target))
+        pair = PromptPair(*told)
+        if len(found) < count and all(
+            name_end(model, text, name) is not None
+            for text, name in ((pair.anchor, concept.anchor), (pair.target, concept.target))
+        ):
+            found[pair] = None
+    return list(found)
 
 
 def _random(known: list[str], seed: int, i: int) -> str:

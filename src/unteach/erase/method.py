@@ -39,6 +39,7 @@ class Method(Settings, ABC):
             and value projections of cross-attention.
         kept_words: how many prompts of random words of the model's own tokenizer are kept beside the user's
             (:mod:`unteach.erase.kept`); 0 keeps only what is given, as the papers do.
+        contexts: how many prompts with such words around its name a concept gets beside the user's own; 0: none.
 
     Raises:
         ConfigError: lists every wrong setting at once.
@@ -49,6 +50,7 @@ class Method(Settings, ABC):
     strength: float = setting(1.0)
     train: tuple[str, ...] = ()
     kept_words: int = setting(240, low=0)
+    contexts: int = setting(256, low=0)
 
     def retained(self, job: Job) -> list[str]:
         """The prompts whose pictures must stay: the user's own, then those of ``kept_words``."""

@@ -116,6 +116,7 @@ class Trained(Method):
             guidance_scale=self.guidance_scale,
             batch_size=max(self.batch, 16),
             keep=self.retained(job),
+            offered=job.pairs(self.contexts),
         )
         with training(job.model, chosen) as student, contextlib.ExitStack() as stack:
             if self.detach_first_token:

@@ -11,13 +11,14 @@ W' = W (I + E) with one E for all matrices:
     E = (Σ_e s_e (c_g − c_e) c_eᵀ) (λ I + Σ_e s_e c_e c_eᵀ + Σ_p s_p c_p c_pᵀ)⁻¹
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.data.concepts import Concept, spans
+from unteach.data.concepts import Concept, PromptPair, spans
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.tokens import last_token, limit, name_end, read
@@ -43,8 +44,8 @@ class UCE(Method):
         templates: edit the name inside each of its prompts, too, not only alone.
         guide: the text whose values the target gets; None is each concept's anchor.
         balance: make the result independent of how many prompts there are and of the size of the text states: the
-            target's prompts weigh as :data:`ERASED` together, the kept ones as :data:`KEPT`, and λ counts in
-            units of the states' mean square. False is the sum as written above.
+            target's prompts weigh as :data:`ERASED` together, the kept ones as :data:`KEPT` (each with the states of all
+            its tokens), and λ counts in units of the states' mean square. False is the sum as written above.
     """
 
     name: ClassVar[str] = "uce"
@@ -67,10 +68,11 @@ class UCE(Method):
                 found=f"{len(foreign)} other tensors, such as '{foreign[0]}'",
                 fix="narrow 'train', or use a trained method",
             )
-        pairs = [pair for concept in job.concepts for pair in self.edits(job.model, concept)]
+        around = [(concept, job.contexts(concept, self.contexts)) for concept in job.concepts]
+        pairs = [pair for concept, more in around for pair in self.edits(job.model, concept, more)]
         c_e, c_g = (torch.cat(side) for side in zip(*pairs, strict=True))
         kept = self.retained(job)
-        c_p = torch.cat([self.states(job.model, p, p) for p in kept] or [c_e[:0]])
+        c_p = torch.cat([self.kept_states(job.model, prompt) for prompt in kept] or [c_e[:0]])
         widths = {name: param.shape[1] for name, param in chosen.items() if param.shape[1] != c_e.shape[1]}
         if widths:
             raise ModelError(
@@ -87,8 +89,8 @@ class UCE(Method):
         delta = WeightDelta.between(zero, tensors, job.record(self.to_dict()))
         return delta.scaled(self.strength)
 
-    def edits(self, model: Model, concept: Concept) -> list[tuple[Tensor, Tensor]]:
-        """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of each of its prompts.
+    def edits(self, model: Model, concept: Concept, contexts: Sequence[PromptPair] = ()) -> list[tuple[Tensor, Tensor]]:
+        """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of its prompts and ``contexts``.
 
         Raises:
             DataError: two prompts of a pair are the same to the model, or it does not read the whole of a name.
@@ -96,7 +98,9 @@ class UCE(Method):
         guide = concept.anchor if self.guide is None else self.guide
         texts = [(concept.target, guide)]
         if self.templates:
-            texts += [(pair.target, pair.anchor if self.guide is None else guide) for pair in concept.pairs()]
+            texts += [
+                (pair.target, pair.anchor if self.guide is None else guide) for pair in (*concept.pairs(), *contexts)
+            ]
         found = []
         for target, anchor in texts:
             if read(model, target) == read(model, anchor):
@@ -111,6 +115,12 @@ class UCE(Method):
             count = min(len(c_e), len(c_g))
             found.append((c_e[:count], c_g[:count]))
         return found
+
+    def kept_states(self, model: Model, prompt: str) -> Tensor:
+        """The text states of a prompt to keep that count, ``(n, D)``: with ``balance`` all but the start mark's."""
+        if self.balance and self.tokens == "all_following":
+            return model.encode([prompt]).hidden[0, 1:].detach().cpu().double()
+        return self.states(model, prompt, prompt)
 
     def states(self, model: Model, prompt: str, name: str) -> Tensor:
         """The text states of ``name`` in ``prompt`` that count, ``(n, D)`` float64 on the CPU."""
@@ -145,5 +155,7 @@ def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p:
     return edit
 
 
-presets.add("uce-plain")(("uce", {"kept_words": 0, "balance": False}))
-presets.add("uce-official")(("uce", {"kept_words": 0, "balance": False, "tokens": "last", "templates": False}))
+presets.add("uce-plain")(("uce", {"kept_words": 0, "contexts": 0, "balance": False}))
+presets.add("uce-official")(
+    ("uce", {"kept_words": 0, "contexts": 0, "balance": False, "tokens": "last", "templates": False})
+)
