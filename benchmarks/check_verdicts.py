@@ -96,9 +96,12 @@ def words(before: dict[str, float], after: dict[str, float]) -> tuple[str, str]:
 
 
 def agrees(found: Finding, judges_say: tuple[str, str]) -> bool:
-    """Whether both call the erasure done or not done, and the rest kept or hurt. Half-done counts as not done."""
+    """Whether both call the erasure done or not done (half-done is not), and neither kept what the other calls hurt.
+
+    "Perhaps hurt" contradicts nobody; how often it is said is counted beside.
+    """
     done = found.concepts[0].outcome == "erased", judges_say[0] == "erased"
-    return done[0] == done[1] and found.kept == (judges_say[1] == "kept")
+    return done[0] == done[1] and found.rest_word in (judges_say[1], "perhaps hurt")
 
 
 def main() -> None:
@@ -129,7 +132,14 @@ def main() -> None:
             )
             agree = sum(row["agree"] for row in rows)
             command = f"python benchmarks/check_verdicts.py --work FOLDER --concepts {' '.join(args.concepts)}"
-            record = {"command": command, "chosen on": ["apple", "cigarette", "mono"], "agree": agree, "of": len(rows)}
+            perhaps = sum(Finding.from_dict(row["check"]).rest_word == "perhaps hurt" for row in rows)
+            record = {
+                "command": command,
+                "perhaps hurt": perhaps,
+                "chosen on": ["apple", "cigarette", "mono"],
+                "agree": agree,
+                "of": len(rows),
+            }
             state.write_json(RESULT, {**record, "rows": rows})
     print(f"{sum(row['agree'] for row in rows)} of {len(rows)} agree")
 

@@ -244,10 +244,10 @@ def test_f15_plan_run_and_card_say_the_number_of_prompts_that_are_kept(
     quick = ["--set", *QUICK[:1], *QUICK[2:4], *QUICK[5:]] if method == "ablate" else []
     line = ["erase", "--model", str(toys["sd"]), *CONCEPT, "--method", method, *quick, *retain]
     assert main([*line, "--dry-run"]) == 0
-    (planned,) = re.findall(r"^(\d+) prompts to keep", capsys.readouterr().out, re.M)
+    (planned,) = re.findall(r"(\d+) prompts to keep", capsys.readouterr().out, re.M)
     assert main([*line, "--out", str(tmp_path / "run")]) in DONE
     (said,) = re.findall(r"(\d+) prompts to keep", capsys.readouterr().out)
-    (card,) = re.findall(r"pairs, (\d+) to keep", (tmp_path / "run" / "README.md").read_text())
+    (card,) = re.findall(r", (\d+) to keep", (tmp_path / "run" / "README.md").read_text())
     delta = WeightDelta.load(tmp_path / "run" / "delta.safetensors")
     assert planned == said == card == str(delta.meta["prompts"]["kept"]) and int(planned) > 0
     if method == "uce" and not retain:  # and they are kept: without them the values of the rest move further
@@ -401,7 +401,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(lines) == len(names) and all(line.startswith(n) for line, n in zip(lines, names, strict=True))
     assert main(["list", "methods", "--verbose"]) == 0
     said = capsys.readouterr().out
-    assert "doco" in said and "    warm_up = 100  (≥ 0)" in said and "    lr = 1e-05  (> 0)" in said
+    assert "doco" in said and "    warm_up = 100  (≥ 0)" in said and "    pace = " in said
     assert main(["list"]) == 0
     assert "doco-paper" in capsys.readouterr().out
 

@@ -65,7 +65,7 @@ def test_another_name_than_the_anchor_is_gone_but_not_the_anchor(sd: Model) -> N
 
 def test_random_damage_hurts_the_rest(model: Model) -> None:
     found = Check.of(model, SET, 1).measure(toys.change(model, size=1.0))
-    assert not found.kept and found.rest > 1 and found.concepts[0].outcome == "gone"
+    assert not found.kept and found.rest > 0.7 and found.concepts[0].outcome == "gone"
     assert found.verdict == "gone, but not the anchor, the rest hurt"
 
 

@@ -41,7 +41,10 @@ def test_u2_the_card_says_what_the_check_found() -> None:
     card = card.replace("\\", "")
     assert "* fluent → noto: nothing happened (1 % of the way to the anchor, 0.98 of the distance left" in card
     assert "* the rest: kept (moved 0.00 of the natural spread, 24 prompts)" in card
-    assert "* Prompts: 6 pairs, 240 to keep" in card and "takes fluent out" not in card
+    assert (
+        "* Prompts: 6 pairs, 0 pairs with random words around the name, 240 to keep" in card
+        and "takes fluent out" not in card
+    )
     erased = dataclasses.replace(FOUND.concepts[0], towards=1.0, left=0.0, moved=1.0)
     good = dataclasses.replace(FOUND, concepts=(erased,))
     assert "# Without fluent\n" in model_card({**meta, "check": good.to_dict()})

@@ -44,7 +44,7 @@ def run(options: Erase) -> int:
     say(f"erasing {targets} from {plan.model} with {plan.method.name}")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(line)
-    say(f"{len(read.concepts.pairs())} prompt pairs, {_kept(plan, model, read.concepts)} prompts to keep")
+    say(f"{len(read.concepts.pairs())} prompt pairs, {_beside(plan, model, read.concepts)}")
     if (plan.out / "delta.safetensors").exists():
         say(f"{plan.out} holds the finished result")
     elif known:
@@ -136,9 +136,12 @@ def _spend(out: Path, seconds: float) -> None:
         return  # a full disk: the error that is on its way says more
 
 
-def _kept(plan: Plan, model: Model, concepts: ConceptSet) -> int:
-    """How many prompts the method really keeps."""
-    return len(plan.method.retained(Job(model=model, concepts=concepts, seed=plan.seed)))
+def _beside(plan: Plan, model: Model, concepts: ConceptSet) -> str:
+    """What the method adds to the pairs that are given, and how many prompts it really keeps."""
+    job = Job(model=model, concepts=concepts, seed=plan.seed)
+    more = len(job.pairs(plan.method.contexts)) - len(concepts.pairs())
+    around = f"{more} more with random words around the name, " if more else ""
+    return f"{around}{len(plan.method.retained(job))} prompts to keep"
 
 
 class _Compact(yaml.SafeDumper):
@@ -174,7 +177,7 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     say(f"{pairs}; {noops} of {offered} captions are no-ops and left out" if offered else f"{pairs}; 0 no-ops")
     for line in (*plan.pairs_dropped(), *read.left_out):
         say(f"  {line}")
-    say(f"{_kept(plan, model, read.concepts)} prompts to keep")
+    say(_beside(plan, model, read.concepts))
     cost = estimate(model, plan.method, read.concepts)
     parts = (("drawing", cost.drawing), ("training", cost.training), ("checking the result", cost.checking))
     listed = ", ".join(f"{view.duration(seconds)} {name}" for name, seconds in parts)

@@ -25,8 +25,8 @@ NOTHING_TOWARDS, NOTHING_LEFT = 0.2, 0.95
 """Nothing happened: less than this share of the way, or at least this share of the distance left."""
 LEAST_APART = 0.01
 """Undecided: target and anchor differ by less than this share of the natural spread."""
-MOST_REST = 0.35
-"""The rest is kept: moved at most this share of the natural spread.
+KEPT_REST, HURT_REST = 0.2, 0.4
+"""The rest is kept, or hurt: moved at most, or more than, this share of the natural spread. Between them nobody knows.
 
 All of them were chosen on the bundled model with its two judges (docs/erase.md says on what), not on the concepts and
 the pipeline that verdict and judge are compared on.
@@ -111,8 +111,13 @@ class Finding:
 
     @property
     def kept(self) -> bool:
-        """Whether the rest stayed."""
-        return self.rest <= MOST_REST
+        """Whether the rest surely stayed."""
+        return self.rest <= KEPT_REST
+
+    @property
+    def rest_word(self) -> str:
+        """ "kept", "perhaps hurt" or "hurt"."""
+        return "kept" if self.kept else "perhaps hurt" if self.rest <= HURT_REST else "hurt"
 
     @property
     def good(self) -> bool:
@@ -126,15 +131,17 @@ class Finding:
         outcome = min(found, key=WORST_FIRST.index) if found else "undecided"
         if outcome == "nothing" and self.kept:
             return WORDS[outcome]
-        return f"{WORDS[outcome]}, the rest {'kept' if self.kept else 'hurt'}"
+        return f"{WORDS[outcome]}, the rest {self.rest_word}"
 
     def lines(self) -> list[str]:
         """The numbers behind the verdict: a line a concept, and one of the rest."""
         found = [
             f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts
         ]
-        kept = "kept" if self.kept else "hurt"
-        return [*found, f"the rest: {kept} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)"]
+        return [
+            *found,
+            f"the rest: {self.rest_word} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)",
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -98,10 +98,13 @@ def erase(
             return kept
     # Whatever mode the caller is in, methods that train need gradients.
     with torch.inference_mode(False), torch.enable_grad():
-        delta, stay = method.run(job) if kept is None else kept, method.retained(job)
-        meta = {**delta.meta, "prompts": {"pairs": len(job.concepts.pairs()), "kept": len(stay)}}
+        delta = method.run(job) if kept is None else kept
+        pairs, stay = job.pairs(method.contexts), method.retained(job)
+        own = len(job.concepts.pairs())
+        meta = {**delta.meta, "prompts": {"pairs": own, "contexts": len(pairs) - own, "kept": len(stay)}}
         if check:
-            found = Check.of(model, job.concepts, seed, avoid=stay).measure(delta)
+            asked = [*stay, *(prompt for pair in pairs for prompt in (pair.anchor, pair.target))]
+            found = Check.of(model, job.concepts, seed, avoid=asked).measure(delta)
             meta["check"] = found.to_dict()
             warn(found)
         delta = dataclasses.replace(delta, meta=meta)

@@ -61,7 +61,8 @@ def model_card(
         if key in meta
     ]
     if isinstance(counts := meta.get("prompts"), Mapping):
-        lines += [f"* Prompts: {_code(counts.get('pairs'))} pairs, {_code(counts.get('kept'))} to keep"]
+        told = (("pairs", "pairs"), ("contexts", "pairs with random words around the name"), ("kept", "to keep"))
+        lines += ["* Prompts: " + ", ".join(f"{_code(counts.get(key, 0))} {what}" for key, what in told)]
     lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
     lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
     lines += ["```", ""]
