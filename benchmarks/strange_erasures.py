@@ -61,7 +61,9 @@ class Arm:
 
 TUNING = (("candy", "chalk"), ("heart", "star"))
 """Concepts that settings were chosen on."""
-PAIRS = (("brick", "sand"), ("ocean", "neon"), ("moon", "ring"), ("tent", "cross"))
+SEEN = (("brick", "sand"), ("ocean", "neon"), ("moon", "ring"), ("tent", "cross"))
+"""Concepts of a first round, after which training no longer ended early by default."""
+PAIRS = (("sand", "ocean"), ("chalk", "brick"), ("hourglass", "arrow"), ("cross", "star"))
 """Concepts that are reported."""
 
 
@@ -147,7 +149,7 @@ def unchanged(work: Path) -> dict[str, dict[str, list[int]]]:
 
 
 # The judge's own verdict, fixed before any reported run was looked at.
-GONE, ANCHORED, KEPT = 0.8, 0.6, 0.9
+GONE, ANCHORED, KEPT = 0.9, 0.75, 0.9
 """Share of target pictures without the target; of those with the anchor; kept pictures against the unchanged model."""
 
 
@@ -195,6 +197,7 @@ def main() -> None:
         config = {
             "drawing": DRAWING,
             "tuned on": TUNING,
+            "seen in a first round": SEEN,
             "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
             "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
         }

@@ -82,6 +82,13 @@ def test_all_methods_keep_them_after_the_users_own(sd):
         assert methods[name]().kept_words == 240
 
 
+def test_enough_prompts_of_the_users_own_are_the_training_data(sd):
+    """The bundled model's concepts bring more prompts than pictures are drawn: nothing changes for them."""
+    pictures = {"retain_images": len(CONCEPT.retain), "images": 2, "contexts": 0}
+    on, off = (erase(sd, CONCEPT, quick("doco", kept_words=n, **pictures), check=False) for n in (6, 0))
+    assert same(on, off)
+
+
 def test_none_of_the_users_own(sd):
     bare = Job(model=sd, concepts=ConceptSet.of(dataclasses.replace(CONCEPT, retain=())), seed=5)
     assert quick("uce", kept_words=0).retained(bare) == []  # the closed form of the paper keeps what it is told

@@ -46,7 +46,8 @@ class Trained(Method):
         lr_schedule: the rate after that.
         weight_decay: AdamW's, towards zero weights.
         look_every: updates between two looks at whether all concepts are erased, by the check that ends every erasure
-            but on other prompts; then training ends. 0 never looks.
+            but on other prompts; then training ends. 0 never looks: the few prompts of a look can be erased while
+            others are not.
         erased_at: share of the way to the anchor at which a look takes a concept as erased.
         clip: largest global norm of a gradient; 0 turns clipping off.
         t_min: first timestep of the range to train on, as a share of all timesteps.
@@ -67,7 +68,7 @@ class Trained(Method):
     lr_warm_up: int = setting(0, low=0)
     lr_schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = setting(1e-2, low=0)
-    look_every: int = setting(50, low=0)
+    look_every: int = setting(0, low=0)
     erased_at: float = setting(0.8, low=0, high=1)
     clip: float = setting(1.0, low=0)
     t_min: float = setting(0.0, low=0, high=1)

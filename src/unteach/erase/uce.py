@@ -44,7 +44,7 @@ class UCE(Method):
         templates: edit the name inside each of its prompts, too, not only alone.
         guide: the text whose values the target gets; None is each concept's anchor.
         balance: make the result independent of how many prompts there are and of the size of the text states: the
-            target's prompts weigh as :data:`ERASED` together, the kept ones as :data:`KEPT` (each with the states of all
+            target's prompts weigh as :data:`ERASED` together, the kept ones as :data:`KEPT` (with the states of all
             its tokens), and λ counts in units of the states' mean square. False is the sum as written above.
     """
 
