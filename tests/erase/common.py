@@ -86,5 +86,5 @@ def start(method: Trained, model: Model, student: Student, out: Path | None = No
         batch_size=16,
         keep=method.retained(job),
     )
-    optimizer = torch.optim.AdamW(student.params.values(), lr=method.lr, weight_decay=method.weight_decay)
+    optimizer = torch.optim.AdamW(method.groups(student), weight_decay=method.weight_decay)
     return Run(method, model, student, data, optimizer, job.seed)

@@ -101,9 +101,13 @@ def test_the_callers_gradient_mode_does_not_matter(name, sd, erased, mode):
         assert sd.digest() != delta.meta["base"]
 
 
-def test_another_seed_is_another_run_of_the_trained_methods(name, sd, erased):
+def test_another_seed_is_another_run_of_whatever_draws(name, sd, erased):
+    """The closed form draws nothing but the prompts that nobody wrote; without those, seeds are all one to it."""
     other = erase(sd, CONCEPT, quick(name), seed=6)
-    assert same(other, erased(name, "sd")) == (name not in trained_names())
+    assert not same(other, erased(name, "sd"))
+    if name not in trained_names():
+        plain = [erase(sd, CONCEPT, quick(name, kept_words=0, contexts=0), seed=seed) for seed in (5, 6)]
+        assert same(*plain)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"], indirect=True)
