@@ -63,7 +63,7 @@ def test_f18_model_and_dtype_come_from_the_erasure(
     source, run, published = toys.build("sd", tmp_path / "source"), tmp_path / "erased", tmp_path / "published"
     concept = ["--target", "dog", "--anchor", "cat", "--prompts", "a photo of {}", "a {} in the house"]
     erase = ["erase", "--model", str(source), *concept, "--method", "uce", "--dtype", dtype]
-    assert main([*erase, "--out", str(run)]) in (0, 1)  # this model is random: whether it worked is not asked here
+    assert main([*erase, "--out", str(run)]) in (0, 4)  # this model is random: whether it worked is not asked here
     assert guard(folders, tmp_path / "mask", "--erased", str(run)) == 0
     assert main(["guard", "apply", str(tmp_path / "mask"), "--out", str(published)]) == 0
     attack = ["attack", "relearn", "--illegal", str(folders / "bad"), "--steps", "1", "--batch-size", "2"]

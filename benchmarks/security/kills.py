@@ -41,6 +41,8 @@ SHARES = {"learn": 32, "workers": 12, "erase": 32, "guard": 18, "apply": 12, "ex
 """Kills of each kind of command, of 120."""
 GONE = 10.0
 """Seconds in which every process of a killed command must be gone."""
+DONE = (0, 4)
+"""Exit codes of a command that came to its end; 4: the check of an erasure is not content, as on random weights."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def prepare(work: Path, only: Sequence[str]) -> None:
         encoding="utf-8",
     )
     for needed, folder, name in (("export", "erased", "erase"), ("apply", "mask", "guard")):
-        if needed in only and ended(start(jobs(work)[name], work / folder)) != 0:
+        if needed in only and ended(start(jobs(work)[name], work / folder)) not in DONE:
             raise SystemExit(f"preparing {folder} failed: see {work / folder}.txt")
 
 
@@ -214,7 +216,7 @@ def unbroken(job: Job, work: Path) -> tuple[dict[str, Any], float]:
     out.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     code = ended(start(job, out))
-    if code != 0:
+    if code not in DONE:
         raise SystemExit(f"{job.name} failed with {code}: see {out}.txt")
     return result(out), time.monotonic() - begin
 
@@ -248,7 +250,7 @@ def broken(job: Job, out: Path, hows: list[str], moments: list[float], whole: di
             break
     code = 0 if done else ended(start(job, out))
     text = log.read_text(encoding="utf-8", errors="replace")
-    problem = f"ended with {code}" if code else "a traceback" if "Traceback" in text else ""
+    problem = f"ended with {code}" if code not in DONE else "a traceback" if "Traceback" in text else ""
     now = result(out) if out.is_dir() else {}
     different = sorted(name for name in whole if name not in now or now[name] != whole[name])
     litter = sorted({*now} - {*whole} | {path.name for path in out.parent.glob(f".{out.name}.*")})
