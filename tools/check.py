@@ -124,6 +124,8 @@ def check_sizes(root: Path, files: Sequence[str]) -> list[str]:
 
 
 Check = Callable[[Path], bool]
+# One thread a test (tests/conftest.py), so a process a core; a file stays in one process, whose fixtures it shares.
+PROCESSES = str(min(4, os.cpu_count() or 1))
 
 
 def command(*arguments: str) -> Check:
@@ -157,7 +159,7 @@ CHECKS: Mapping[str, Check] = {
     "lengths": listing(check_lengths),
     "secrets": listing(check_secrets),
     "sizes": listing(check_sizes),
-    "tests": command("-m", "pytest"),
+    "tests": command("-m", "pytest", "-n", PROCESSES, "--dist", "loadfile"),
 }
 
 
