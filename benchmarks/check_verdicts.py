@@ -4,7 +4,7 @@
 
 Arms for each concept: ``uce``; parts and twice of it (``uce x0.05``, ``uce x0.5``, ``uce x2``); the plain formula with
 no prompts to keep (``uce-plain alone``); ``noise``, a random change of the same tensors; and the trained presets asked
-for. The thresholds were chosen on apple, cigarette and mono; the concepts here are others. The judges' side: the
+for. The thresholds were chosen on apple, cigarette and mono (but for the zone of "perhaps hurt"). The judges' side: the
 target is gone when at most 10 % of its held-out prompts still show it, the anchor is there when at least 75 % show it,
 the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both judges).
 Resumable: what was trained into FOLDER is kept. Writes ``benchmarks/results/check_verdicts.json``. About 1 CPU-minute

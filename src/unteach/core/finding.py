@@ -28,8 +28,7 @@ LEAST_APART = 0.01
 KEPT_REST, HURT_REST = 0.2, 0.4
 """The rest is kept, or hurt: moved at most, or more than, this share of the natural spread. Between them nobody knows.
 
-All of them were chosen on the bundled model with its two judges (docs/erase.md says on what), not on the concepts and
-the pipeline that verdict and judge are compared on.
+All of them were chosen on the bundled model with its two judges; docs/erase.md says on what, and what was set late.
 """
 
 WORDS: Mapping[Outcome, str] = {
