@@ -353,6 +353,68 @@ def guard_cost_claims() -> list[dict[str, Any]]:
     return claims
 
 
+def strange_claims() -> list[dict[str, Any]]:
+    """The defaults on a pipeline that the library has never seen: judge and check side by side."""
+    result = state.read_json(HERE / "results" / "strange_erasures.json")
+    rows, command, claims = result["rows"], result["command"], []
+
+    def pooled(chosen: list[dict[str, Any]], *names: str) -> tuple[int, int]:
+        shares = [row["judge"][name] for row in chosen for name in names]
+        return sum(round(s["value"] * s["n"]) for s in shares), sum(s["n"] for s in shares)
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["arm"]["name"] == name]
+
+    for name in ("uce", "ablate", "doco"):
+        hits, n = pooled(of(name), "UA")
+        least = min(row["judge"]["UA"]["value"] for row in of(name))
+        told = all(row["verdicts"]["check"] == "erased" for row in of(name)) and least >= 0.9
+        anchors = pooled(of(name), "anchor")
+        claims.append(
+            _claim(
+                f"strange-{name}-erases",
+                f"'{name}' without any setting erases from an unseen pipeline with two prompts ({len(of(name))} "
+                "concepts pooled, held-out templates; holds = the judge finds 90 % gone for every concept, and the "
+                "built-in check says erased).",
+                hits,
+                n,
+                {"anchor drawn": anchors[0] / anchors[1], "least concept": least},
+                told,
+                command,
+            )
+        )
+    for what in ("kept objects", "kept styles"):
+        hits, n = pooled(of("uce"), what)
+        least = min(row["judge"][what]["value"] for row in of("uce"))
+        plain = pooled(of("uce plain"), what)
+        claims.append(
+            _claim(
+                f"strange-uce-{what.replace(' ', '-')}",
+                f"'uce' with the documented example's two prompts keeps at least 90 % of the rest on an unseen "
+                f"pipeline ({what}, pictures that name neither target nor wish; holds for every concept).",
+                hits,
+                n,
+                {"uce-plain": plain[0] / plain[1], "least concept": least},
+                least >= 0.9,
+                command,
+            )
+        )
+    agree = [row["verdicts"]["agree"] for row in rows]
+    claims.append(
+        _claim(
+            "strange-verdict-and-judge",
+            "Built-in check and judge say the same (erased or not, the rest kept or not) in at least 9 of 10 runs on "
+            "an unseen pipeline, runs that must fail or hurt among them.",
+            sum(agree),
+            len(agree),
+            {"erased or not alone": sum(row["verdicts"]["same outcome"] for row in rows) / len(rows)},
+            sum(agree) >= 0.9 * len(agree),
+            command,
+        )
+    )
+    return claims
+
+
 def all_claims() -> list[dict[str, Any]]:
     """Every claim, in the order of the file."""
     return [
@@ -362,6 +424,7 @@ def all_claims() -> list[dict[str, Any]]:
         *speed_claims(),
         *guard_claims(),
         *guard_cost_claims(),
+        *strange_claims(),
     ]
 
 

@@ -68,10 +68,10 @@ PAIRS = (("sand", "ocean"), ("chalk", "brick"), ("hourglass", "arrow"), ("cross"
 
 
 def arms() -> list[Arm]:
-    """The closed form on every reported concept, the trained defaults on a style and an object; runs that must fail."""
+    """Every default on every reported concept, and runs that must fail or hurt."""
     style, other, thing, _ = PAIRS
     found = [Arm("uce", *pair, "uce") for pair in PAIRS]
-    found += [Arm(name, *pair, name) for pair in (style, thing) for name in ("ablate", "doco")]
+    found += [Arm(name, *pair, name) for pair in PAIRS for name in ("ablate", "doco")]
     found += [Arm("uce plain", *pair, "uce-plain") for pair in (other, thing)]
     return [
         *found,
@@ -165,8 +165,9 @@ def compared(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, 
     else:
         word = "partly" if share(found["UA"]) >= 0.2 else "nothing"
     kept = share(found["kept both"]) >= KEPT * share(before["kept both"])
-    agree = ((said["outcome"] == "erased") == (word == "erased")) and said["kept"] == kept
-    return {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"], "agree": agree}
+    same = (said["outcome"] == "erased") == (word == "erased")
+    words = {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"]}
+    return words | {"same outcome": same, "agree": same and said["kept"] == kept}
 
 
 def row(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:

@@ -333,6 +333,7 @@ class Run:
     def update(self, grads: Sequence[Tensor], index: int) -> None:
         """One AdamW step, the ``index``-th of :meth:`Trained.updates`, at the schedule's rate."""
         for group in self.optimizer.param_groups:
+            group.setdefault("base", group["lr"])  # an optimizer made without Trained.groups
             group["lr"] = group["base"] * rate(self.method, index)
         for param, grad in zip(self.student.params.values(), grads, strict=True):
             param.grad = grad.to(param.dtype)
