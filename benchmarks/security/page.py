@@ -3,6 +3,7 @@
 python benchmarks/security/page.py
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,35 @@ def mutations(found: dict[str, Any]) -> list[str]:
     return [f"| {what} | {often} | {counts}; the slowest took {slowest:.1f} s |"]
 
 
+def forgeries(found: dict[str, Any]) -> list[str]:
+    counts = found["counts"]
+    outcomes = counts["forgeries by outcome"]
+    told = (
+        f"{outcomes.get('conform', 0)} conform; {outcomes['violates']} violate, {outcomes['undecidable']} undecidable"
+    )
+    told += f", {outcomes['error']} refused without a verdict" if outcomes.get("error") else ""
+    honest = counts["honest uploads by outcome"]
+    return [
+        f"| forged uploads of guarded models (seed {found['config']['seed']}) | {counts['forgeries']} different ones, in "
+        f"{sum(outcomes.values())} cases | {told} |",
+        f"| honest uploads beside them | {sum(honest.values())} cases | {honest.get('conform', 0)} conform |",
+    ]
+
+
 def table() -> str:
     """The rows of what there is."""
     rows = ["| what | how often | what came of it |", "|---|---|---|"]
-    for name, told in (("security_kills.json", kills), ("security_mutations.json", mutations)):
+    for name, told in DRIVERS.items():
         if (RESULTS / name).exists():
             rows += told(state.read_table(RESULTS / name))
     return "\n".join(rows) + "\n"
+
+
+DRIVERS: Mapping[str, Callable[[dict[str, Any]], list[str]]] = {
+    "security_kills.json": kills,
+    "security_mutations.json": mutations,
+    "security_forgeries.json": forgeries,
+}
 
 
 def filled(page: str) -> str:
