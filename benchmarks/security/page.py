@@ -52,8 +52,8 @@ def forgeries(found: dict[str, Any]) -> list[str]:
     told += f", {outcomes['error']} refused without a verdict" if outcomes.get("error") else ""
     honest = counts["honest uploads by outcome"]
     return [
-        f"| forged uploads of guarded models (seed {found['config']['seed']}) | {counts['forgeries']} different ones, in "
-        f"{sum(outcomes.values())} cases | {told} |",
+        f"| forged uploads of guarded models (seed {found['config']['seed']}) | "
+        f"{counts['forgeries']} different ones, in {sum(outcomes.values())} cases | {told} |",
         f"| honest uploads beside them | {sum(honest.values())} cases | {honest.get('conform', 0)} conform |",
     ]
 
