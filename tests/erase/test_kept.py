@@ -143,3 +143,11 @@ def test_kept_words_hold_what_nobody_named(sd):
     assert moved[60] < 0.5 * moved[0]
     on, off = (erase(sd, CONCEPT, quick("uce", kept_words=n), check=False) for n in (6, 0))
     assert not same(on, off)
+
+
+def test_u2_too_few_prompts_are_told() -> None:
+    assert kept.few(1, 258, 240) == [] and len(kept.few(2, 20, 39)) == 2
+    (pairs,) = kept.few(1, 2, 240)
+    assert "only 2 prompt pairs" in pairs and "'contexts'" in pairs
+    (keep,) = kept.few(1, 100, 0)
+    assert "only 0 prompts to keep" in keep and "'kept_words'" in keep

@@ -1,6 +1,7 @@
 """Erase concepts from a text-to-image model: ``erase(model, concepts, "doco")`` gives a weight delta."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unteach.diffusion.model import Model
 from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.check import Check, Finding, warn
 from unteach.erase.job import Job
+from unteach.erase.kept import few
 from unteach.erase.method import Method, make, methods, presets
 from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
@@ -35,6 +37,8 @@ __all__ = [
     "presets",
     "uce",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def erase(
@@ -96,10 +100,12 @@ def erase(
         kept = _finished(path, record)
         if kept.check is not None or not check:
             return kept
+    pairs, stay = job.pairs(method.contexts), method.retained(job)
+    for line in few(len(job.concepts), len(pairs), len(stay)):
+        log.warning("%s", line)
     # Whatever mode the caller is in, methods that train need gradients.
     with torch.inference_mode(False), torch.enable_grad():
         delta = method.run(job) if kept is None else kept
-        pairs, stay = job.pairs(method.contexts), method.retained(job)
         own = len(job.concepts.pairs())
         meta = {**delta.meta, "prompts": {"pairs": own, "contexts": len(pairs) - own, "kept": len(stay)}}
         if check:

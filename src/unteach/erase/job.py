@@ -1,7 +1,7 @@
 """One erasing run: which concepts leave which model, and where its stage files are kept."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,24 @@ class Job:
     progress: bool = False
     save_every: int = 25
     on_step: Callable[[int], None] | None = None
+    _kept: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False)
+    _around: dict[tuple[str, int], list[PromptPair]] = field(default_factory=dict, init=False, repr=False)
 
     def kept(self, count: int) -> list[str]:
         """``count`` prompts of the tokenizer's words, none of them among those of the concepts."""
-        own = [prompt for concept in self.concepts for prompt in concept.retain]
-        pairs = [prompt for pair in self.concepts.pairs() for prompt in (pair.anchor, pair.target)]
-        return kept.prompts(self.model, self.concepts, count, self.seed, avoid=[*own, *pairs])
+        if count not in self._kept:
+            own = [prompt for concept in self.concepts for prompt in concept.retain]
+            pairs = [prompt for pair in self.concepts.pairs() for prompt in (pair.anchor, pair.target)]
+            avoid = [*own, *pairs]
+            self._kept[count] = kept.prompts(self.model, self.concepts, count, self.seed, avoid=avoid)
+        return list(self._kept[count])
 
     def contexts(self, concept: Concept, count: int) -> list[PromptPair]:
         """``count`` pairs of one concept with words of the tokenizer around its name."""
-        return kept.contexts(self.model, self.concepts, concept, count, self.seed)
+        key = concept.target, count
+        if key not in self._around:
+            self._around[key] = kept.contexts(self.model, self.concepts, concept, count, self.seed)
+        return list(self._around[key])
 
     def pairs(self, count: int) -> list[PromptPair]:
         """The concepts' own prompt pairs, then ``count`` contexts of each, by turns."""

@@ -14,7 +14,10 @@ from unteach.data.concepts import Concept, ConceptSet, PromptPair, mentions
 from unteach.diffusion.model import Model
 from unteach.diffusion.tokens import name_end, read
 
-__all__ = ["CAPTIONS", "contexts", "prompts", "words"]
+__all__ = ["CAPTIONS", "contexts", "few", "prompts", "words"]
+
+FEW_PAIRS, FEW_KEPT = 16, 40
+"""Fewer prompt pairs a concept than this erase a name in their own wording only; fewer kept prompts hold little."""
 
 FREQUENT = 8000
 """How many words are used at most; tokenizers list frequent words first."""
@@ -122,6 +125,21 @@ def contexts(model: Model, concepts: ConceptSet, concept: Concept, count: int, s
         ):
             found[pair] = None
     return list(found)
+
+
+def few(concepts: int, pairs: int, kept: int) -> list[str]:
+    """What to say before concepts are erased with ``pairs`` prompt pairs and ``kept`` prompts to keep in all."""
+    found = []
+    if pairs < FEW_PAIRS * concepts:
+        found.append(
+            f"only {pairs} prompt pairs for {concepts} concepts: the names may stay known in other wordings; give more "
+            "prompts, or let 'contexts' add some"
+        )
+    if kept < FEW_KEPT:
+        found.append(
+            f"only {kept} prompts to keep: the rest may be hurt; give retain prompts, or let 'kept_words' add some"
+        )
+    return found
 
 
 def _random(known: list[str], seed: int, i: int) -> str:
