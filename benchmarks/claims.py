@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.core import state
+from unteach.core.finding import HURT_REST, KEPT_REST
 from unteach.evaluate.stats import wilson
 
 HERE = Path(__file__).parent
@@ -412,7 +413,30 @@ def strange_claims() -> list[dict[str, Any]]:
             command,
         )
     )
+    bundled = state.read_json(HERE / "results" / "check_verdicts.json")
+    fits = [_fits(row) for row in rows]
+    hits, n = sum(fits) + bundled["agree"], len(fits) + bundled["of"]
+    claims.append(
+        _claim(
+            "check-contradicts-no-judge",
+            "On the bundled and on an unseen pipeline together, built-in check and judge do not contradict each other "
+            "in at least 9 of 10 runs: neither calls done what the other does not, nor kept what the other calls hurt "
+            "('perhaps hurt' contradicts nobody).",
+            hits,
+            n,
+            {"bundled": bundled["agree"] / bundled["of"], "unseen": sum(fits) / len(fits)},
+            hits >= 0.9 * n,
+            f"{bundled['command']}; {command}",
+        )
+    )
     return claims
+
+
+def _fits(row: dict[str, Any]) -> bool:
+    """Whether check and judge do not contradict each other in a run on the unseen pipeline."""
+    told, moved = row["verdicts"], row["check"]["rest"]
+    word = told["judge kept"] if KEPT_REST < moved <= HURT_REST else told["check kept"]
+    return bool(told["same outcome"] and word == told["judge kept"])
 
 
 def all_claims() -> list[dict[str, Any]]:

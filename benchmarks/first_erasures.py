@@ -3,7 +3,7 @@
     python benchmarks/first_erasures.py --work FOLDER [--seeds 0 1 2] [--processes 2]
 
 Arms: ``doco-canvas``; ``ablate-canvas`` (same anchors, same number of updates, no adversary, no surgery); ``uce``
-(closed form); ``none`` (the unchanged model). Each arm and seed is evaluated on the demo protocol by both judges.
+(the closed form as written, today's preset ``uce-plain``); ``none`` (the unchanged model). Each arm and seed is evaluated on the demo protocol by both judges.
 Resumable: what is in FOLDER is kept. Writes ``benchmarks/results/first_erasures.json``.
 About 100 CPU-seconds an arm, concept and seed.
 """
@@ -28,6 +28,7 @@ from unteach.evaluate.suite import evaluate_canvas
 
 CONCEPTS = ("twemoji", "bomb")
 ARMS = ("doco-canvas", "ablate-canvas", "uce", "none")
+METHODS = {"uce": "uce-plain"}
 RESULT = Path(__file__).parent / "results" / "first_erasures.json"
 NAMES = ("UA", "IRA", "CRA")
 
@@ -39,7 +40,7 @@ def run(job: tuple[str, str, int, Path]) -> tuple[str, str, int]:
     model, concept = load(model_path()), concepts.concept(target)
     folder = work / target / arm / str(seed)
     begin = time.process_time()
-    delta = None if arm == "none" else erase(model, concept, arm, seed=seed, out=folder)
+    delta = None if arm == "none" else erase(model, concept, METHODS.get(arm, arm), seed=seed, out=folder)
     seconds = time.process_time() - begin
     evaluate_canvas(
         model, delta, concept, judges(), out=folder / "evaluation", method_seconds=seconds, num_inference_steps=12

@@ -148,7 +148,7 @@ def unchanged(work: Path) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-# The judge's own verdict, fixed before any reported run was looked at.
+# The judge's own verdict; its shares are those of check_verdicts.py since a first round on other concepts (SEEN).
 GONE, ANCHORED, KEPT = 0.9, 0.75, 0.9
 """Share of target pictures without the target; of those with the anchor; kept pictures against the unchanged model."""
 
