@@ -2,8 +2,9 @@
 
     python benchmarks/first_erasures.py --work FOLDER [--seeds 0 1 2] [--processes 2]
 
-Arms: ``doco-canvas``; ``ablate-canvas`` (same anchors, same number of updates, no adversary, no surgery); ``uce``
-(the closed form as written, today's preset ``uce-plain``); ``none`` (the unchanged model). Each arm and seed is evaluated on the demo protocol by both judges.
+Arms: ``doco-canvas``; ``ablate-canvas`` (same anchors, same number of updates, no adversary, no surgery); ``uce`` (the
+closed form as written, today's preset ``uce-plain``); ``none`` (the unchanged model). Each arm and seed is evaluated on
+the demo protocol by both judges.
 Resumable: what is in FOLDER is kept. Writes ``benchmarks/results/first_erasures.json``.
 About 100 CPU-seconds an arm, concept and seed.
 """
