@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from unteach.core.finding import Finding
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion import Model, WeightDelta, load, sample
 from unteach.erase import Check, erase
+from unteach.evaluate import environment
 from unteach.evaluate.prompts import HELD_OUT, Ask, Protocol, World, asks
 
 RESULT = Path(__file__).parent / "results" / "check_verdicts.json"
@@ -137,6 +139,8 @@ def main() -> None:
                 "command": command,
                 "perhaps hurt": perhaps,
                 "chosen on": ["apple", "cigarette", "mono"],
+                "environment": asdict(environment.collect()),
+                "note": "the zone of 'perhaps hurt' was set after noto 'uce-plain alone' had been seen",
                 "agree": agree,
                 "of": len(rows),
             }
