@@ -283,7 +283,7 @@ def test_f1_captions_that_the_model_does_not_tell_apart_are_counted_and_said(
     assert main([*run, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "1 prompt pairs; 1 of 2 captions are no-ops and left out" in said and why in said
-    assert main(run) == 0
+    assert main(run) in DONE
     said = capsys.readouterr().out
     assert "1 prompt pairs, " in said and why in said
     lost = tmp_path / "lost"

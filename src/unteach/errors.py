@@ -49,7 +49,9 @@ class UnteachError(Exception):
         self.problem, self.found, self.fix = problem, found, fix
         parts = ["\n".join(shorten(line, MOST_LINE) for line in problem.split("\n"))]
         if found is not None:
-            parts.append(f"found: {shorten(str(found))}")
+            lines = str(found).split("\n")  # a list of mistakes has a line each
+            shown = [*lines[:MOST_LISTED], *lines[MOST_LISTED:][-1:]]
+            parts.append("found: " + "\n".join(shorten(line) for line in shown))
         if fix is not None:
             parts.append(f"to do: {fix}")
         super().__init__("; ".join(parts))

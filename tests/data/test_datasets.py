@@ -455,7 +455,9 @@ def test_classes_without_pictures_are_told_by_name(tmp_path):
     for name in ("b", "c"):
         (root / "test" / name / "a.png").unlink()
     shutil.rmtree(root / "test" / "d")
-    with pytest.raises(DataError, match=r"test does not have .*test/b; no pictures in .*test/c; there is no .*test/d"):
+    with pytest.raises(
+        DataError, match=r"test does not have .*test/b;\n  no pictures in .*test/c;\n  there is no .*test/d"
+    ):
         files.image_folder(root, 2)
 
 

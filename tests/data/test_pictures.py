@@ -192,7 +192,7 @@ def test_all_broken_pictures_are_named_with_reasons_in_one_message(tmp_path: Pat
 
 def test_a_message_lists_twenty_and_counts_the_rest() -> None:
     said = pictures.listed([f"p{i}" for i in range(25)])
-    assert said.count("p") == 20 and said.endswith("p19; and 5 more")
+    assert said.count("p") == 20 and said.endswith("p19;\n  and 5 more")
 
 
 def test_l12_links_out_of_the_folder_are_refused_and_links_within_are_followed(tmp_path: Path) -> None:

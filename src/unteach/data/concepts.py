@@ -146,7 +146,7 @@ class Concept:
                 object.__setattr__(self, name, tuple(value))
         problems = _mistakes({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         if problems:
-            raise ConfigError.many(_short(problems), where=f"the concept {reprlib.repr(self.target)}")
+            raise ConfigError.many(problems, where=f"the concept {reprlib.repr(self.target)}")
 
     def templates(self) -> tuple[str, ...]:
         """The templates that are used: those given, or the kind's where there are no captions either."""
@@ -220,12 +220,6 @@ def _text_mistakes(record: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _short(problems: Sequence[str]) -> list[str]:
-    """Problems as a message can hold them: the first fifty, each with the middle of a long quotation left out."""
-    more = [f"and {len(problems) - 50} more"] if len(problems) > 50 else []
-    return [each if len(each) <= 400 else f"{each[:200]} ... {each[-190:]}" for each in problems[:50]] + more
-
-
 def _mistakes(record: Mapping[str, Any]) -> list[str]:
     """Every mistake in one concept's record; contradictions only when the types are right."""
     problems = _text_mistakes(record)
@@ -280,7 +274,7 @@ class ConceptSet(tuple[Concept, ...]):
             if prompt.casefold() in targets
         ]
         if problems:
-            raise ConfigError.many(_short(problems), where="the set of concepts")
+            raise ConfigError.many(problems, where="the set of concepts")
         return made
 
     @classmethod
@@ -304,7 +298,7 @@ class ConceptSet(tuple[Concept, ...]):
             name = f" ({record['target']:.60})" if isinstance(record.get("target"), str) and record["target"] else ""
             problems += [f"concept {i}{name}: {problem}" for problem in _mistakes(record)]
         if problems:
-            raise ConfigError.many(_short(problems), where=where)
+            raise ConfigError.many(problems, where=where)
         return cls(Concept(**dict(record)) for record in records)
 
     @classmethod
@@ -328,7 +322,7 @@ class ConceptSet(tuple[Concept, ...]):
         if isinstance(content, Mapping) and "concepts" in content:
             extra = [f"unknown key '{key}' (known: concepts)" for key in content if key != "concepts"]
             if extra:
-                raise ConfigError.many(_short(extra), where=f"'{path}'")
+                raise ConfigError.many(extra, where=f"'{path}'")
             content = content["concepts"]
         if isinstance(content, Mapping):
             content = [content]
@@ -356,7 +350,7 @@ class ConceptSet(tuple[Concept, ...]):
         unknown = [key for key in header if key not in _FIELDS]
         problems += [f"unknown column '{key}' ({near(key, _FIELDS)})" for key in unknown]
         if problems:
-            raise ConfigError.many(_short(problems), where=f"'{path}'")
+            raise ConfigError.many(problems, where=f"'{path}'")
         return cls.from_dicts(records, where=f"'{path}'")
 
     def to_dicts(self) -> list[dict[str, Any]]:

@@ -133,6 +133,6 @@ def hidden(path: Path, root: Path) -> bool:
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Problems in one line, the first :data:`MOST_LISTED` of them in full."""
+    """Problems, a line each, the first :data:`MOST_LISTED` of them in full."""
     more = len(problems) - MOST_LISTED
-    return "; ".join(problems[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
+    return ";\n  ".join([*problems[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])])

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from unteach.diffusion.families import Family
-from unteach.diffusion.foreign import foreign
 from unteach.errors import ModelError
 
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -192,11 +191,11 @@ def _check_layers(file: Path, config: Mapping[str, Any], place: Path) -> None:
         return
     have = 0
     for weights in place.glob("*.safetensors"):
-        with (
-            foreign(f"'{weights}' cannot be read", fix="fetch it again"),
-            safe_open(weights, framework="pt") as tensors,
-        ):
-            have += len(tensors.keys())
+        try:
+            with safe_open(weights, framework="pt") as tensors:
+                have += len(tensors.keys())
+        except (OSError, SafetensorError):
+            return  # whoever loads it says so
     if have and max(asked) > have:
         raise ModelError(
             f"'{file}' asks for more layers than its part has tensors", found=f"{max(asked)}, {have} tensors"
