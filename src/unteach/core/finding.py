@@ -86,7 +86,7 @@ class Effect:
         if not self.prompts:
             return "no prompt tells the two names apart"
         return (
-            f"{100 * self.towards:.0f} % of the way to the anchor, {self.left:.2f} of the distance left, "
+            f"{round(100 * self.towards)} % of the way to the anchor, {self.left:.2f} of the distance left, "
             f"{self.prompts} prompts"
         )
 
