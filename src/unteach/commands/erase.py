@@ -12,14 +12,14 @@ from unteach.commands.estimate import estimate
 from unteach.commands.options import Erase
 from unteach.commands.plan import Plan, dtype_of, is_canvas, resolve
 from unteach.commands.terminal import interactive, say, steps_teller, use_threads, wrote
-from unteach.core import masks, places, reading, state
+from unteach.core import masks, places, reading, state, text
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model, load
 from unteach.erase import Job, erase
 from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError, UnteachError
-from unteach.report import model_card, view
+from unteach.report import model_card
 
 __all__ = ["NOT_AS_ASKED", "execute", "run", "seconds_spent"]
 
@@ -52,11 +52,11 @@ def run(options: Erase) -> int:
         say(f"{plan.out} holds this run, begun: going on")
     delta = execute(plan, model, progress=interactive(), tell=None if interactive() else say)
     say(
-        f"{len(delta.tensors)} tensors changed, {view.size(delta.size, '')} parameters in them, norm {delta.norm():.4g}"
+        f"{len(delta.tensors)} tensors changed, {text.size(delta.size, '')} parameters in them, norm {delta.norm():.4g}"
     )
     spent = seconds_spent(plan.out)
     if spent is not None:
-        say(f"it took {view.duration(spent)}")
+        say(f"it took {text.duration(spent)}")
     found = delta.check
     if found is not None:
         say(f"did it work? {found.verdict}")
@@ -185,8 +185,8 @@ def _dry(plan: Plan, model: Model, known: bool) -> None:
     say(_beside(plan, model, read.concepts))
     cost = estimate(model, plan.method, read.concepts)
     parts = (("drawing", cost.drawing), ("training", cost.training), ("checking the result", cost.checking))
-    listed = ", ".join(f"{view.duration(seconds)} {name}" for name, seconds in parts)
-    say(f"estimate: {view.duration(cost.seconds)} ({listed}), {view.size(cost.memory)} of memory")
+    listed = ", ".join(f"{text.duration(seconds)} {name}" for name, seconds in parts)
+    say(f"estimate: {text.duration(cost.seconds)} ({listed}), {text.size(cost.memory)} of memory")
     say(f"  only an estimate: {cost.how}")
     if known:
         say(f"{plan.out} holds this run already: it would go on")

@@ -61,13 +61,9 @@ def _bounds(field: "dataclasses.Field[object]") -> str:
 
 
 def _presets() -> Iterator[str]:
-    from unteach.erase import presets
+    from unteach.erase import methods
 
-    rows = []
-    for name in presets:
-        method, settings = presets[name]
-        rows.append((name, " ".join([method, *(f"{key}={value}" for key, value in settings.items())])))
-    return _table(rows)
+    return _table([(name, methods.describe(name)) for name in methods.presets])
 
 
 def _learners(verbose: bool) -> Iterator[str]:

@@ -18,7 +18,7 @@ from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.check import Check, Finding, warn
 from unteach.erase.job import Job
 from unteach.erase.kept import few
-from unteach.erase.method import Method, make, methods, presets
+from unteach.erase.method import Method, make, methods
 from unteach.erase.pairs import readable
 from unteach.errors import CheckpointError, ConfigError
 
@@ -34,7 +34,6 @@ __all__ = [
     "erase",
     "make",
     "methods",
-    "presets",
     "uce",
 ]
 
