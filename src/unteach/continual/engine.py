@@ -21,6 +21,7 @@ from unteach.continual.plugin import Plugin, Running, make_plugin
 from unteach.continual.refresh import Refresh
 from unteach.continual.stream import Stream
 from unteach.core import seeds, state
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Loop, Step
 from unteach.errors import ConfigError, NumericsError
 
@@ -147,7 +148,7 @@ def learn(
     out: Path | None = None,
     save_every: int = 1000,
     device: torch.device | str | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
     options: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Train a network on a stream of tasks.
@@ -162,7 +163,7 @@ def learn(
         out: folder for checkpoints and the log; the same call goes on where it was stopped, bit for bit.
         save_every: steps between checkpoints.
         device: default: a GPU when there is one.
-        progress: show a bar.
+        events: told of each step; an exception from it stops the run.
         options: of the network.
 
     Returns:
@@ -216,7 +217,7 @@ def learn(
         out=out,
         save_every=save_every,
         log_every=50,
-        progress=progress,
+        events=events,
         label=f"{method.label}{'' if plugin is None else ' + ' + plugin.name}, seed {seed}",
     )
     run = _Run(learner, plugin, running, stages, done)

@@ -84,9 +84,9 @@ class Lines(Events):
         elif now - self._said >= self._every and done < total:
             self._said = now
             left = (now - self._begin) / max(1, done - self._first) * (total - done)
-            self.message(f"  {stage}: {done} of {total} steps, about {text.duration(left)} left")
+            self.message(f"  {stage}: {done} of {total}, about {text.duration(left)} left")
         if done == total:
-            self.message(f"  {stage}: {total} steps done")
+            self.message(f"  {stage}: {total} done")
 
     def close(self) -> None:
         """The next step begins a new stage."""

@@ -15,7 +15,7 @@ import yaml
 
 from unteach.errors import CheckpointError, UnteachError, shorten
 
-__all__ = ["DEPTH", "Dumper", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml"]
+__all__ = ["DEPTH", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml", "to_yaml"]
 
 DEPTH = 64
 """Levels of lists and tables."""
@@ -57,12 +57,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class Dumper(yaml.SafeDumper):
-    """Writes what :func:`parse_yaml` reads: what stands in two places is written twice."""
+class _Dumper(yaml.SafeDumper):
+    """What stands in two places is written twice; lists of texts run on, broken between texts."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
         return True
+
+    def write_single_quoted(self, text: str, split: bool = True) -> None:
+        super().write_single_quoted(text, split=False)
+
+    def write_plain(self, text: str, split: bool = True) -> None:
+        super().write_plain(text, split=False)
+
+
+def _running(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
+    texts = all(isinstance(item, str) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=texts)
+
+
+_Dumper.add_representer(list, _running)
+
+
+def to_yaml(data: Any) -> str:
+    """Readable YAML that :func:`parse_yaml` reads back."""
+    made: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return made.rstrip()
 
 
 # A date is a text here: "title: 2026-01-31" means what it says.

@@ -111,10 +111,16 @@ class Run:
         stages: Sequence[str] = (),
     ) -> None:
         self.folder, self.config, self.stages = Path(folder), _plain(dict(config)), tuple(stages)
-        self.known = (self.folder / CONFIG).exists()
+        self._keys, self._grows = keys, tuple(grows)
+        self.known = self._belongs()
         """Whether the folder held this very run before."""
-        if self.known:
-            same(self.folder, state.read_table(self.folder / CONFIG), self.config, keys=keys, grows=grows)
+
+    def _belongs(self) -> bool:
+        path = self.folder / CONFIG
+        if not path.exists():
+            return False
+        same(self.folder, state.read_table(path), self.config, keys=self._keys, grows=self._grows)
+        return True
 
     def begun(self) -> bool:
         """Whether a stage left something."""
@@ -131,8 +137,9 @@ class Run:
             CheckpointError: another process works there, or it cannot be written.
         """
         with places.alone(self.folder):
-            unclear, finished = not self.known and self.begun(), self.finished()
-            if not unclear:
+            self.known, finished = self._belongs(), self.finished()
+            unclear = not self.known and self.begun()
+            if self._grows or not (self.known or unclear):
                 state.write_json(self.folder / CONFIG, self.config)
             begin, counts = time.monotonic(), not finished
             try:
@@ -147,6 +154,11 @@ class Run:
                     self._spend(time.monotonic() - begin)
             if unclear:
                 state.write_json(self.folder / CONFIG, self.config)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that went into the folder, over all sittings; None when it is not known."""
+        return seconds_spent(self.folder)
 
     def finished(self) -> bool:
         """Whether the last stage is there."""
