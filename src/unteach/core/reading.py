@@ -98,18 +98,24 @@ def read_text(path: Path, *, limit: int, error: type[UnteachError] = CheckpointE
         UnteachError: of the kind ``error``: missing, not a regular file, too long, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error(f"{path} is not a regular file", fix="give a file")
             data = file.read(limit + 1)
     except (OSError, ValueError) as refused:  # ValueError: a name with a zero byte
-        raise error(f"cannot read {path}", found=getattr(refused, "strerror", None) or refused) from refused
+        found = getattr(refused, "strerror", None) or refused
+        raise error(f"cannot read {path}", found=found, fix="check the path") from refused
     if len(data) > limit:
         raise error(f"{path} is too long to be read", found=f"more than {limit} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as broken:
         raise error(f"{path} is not a text in UTF-8", found=broken, fix="save it as UTF-8") from broken
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end, where the path is a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse_yaml(text: str, where: str, *, error: type[UnteachError] = CheckpointError) -> Any:
@@ -149,9 +155,9 @@ def parse_json(text: str, where: str, *, error: type[UnteachError] = CheckpointE
     return value
 
 
-def read_json(path: Path, *, error: type[UnteachError] = CheckpointError) -> Any:
-    """Plain data from a JSON file of at most 256 MiB; errors as in :func:`read_text` and :func:`parse_json`."""
-    return parse_json(read_text(path, limit=JSON_LIMIT, error=error), str(path), error=error)
+def read_json(path: Path, *, limit: int = JSON_LIMIT, error: type[UnteachError] = CheckpointError) -> Any:
+    """Plain data from a JSON file of at most ``limit`` bytes; errors as in :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path, limit=limit, error=error), str(path), error=error)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
