@@ -179,10 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stage is not None:
         run(args.stage, args)
         return
-    # The processes of the stages are forked from one that has imported everything.
-    os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="0")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.canvas.build"])
+    # Forked, not started anew: this process has imported everything and computes nothing before the last stage.
+    context = multiprocessing.get_context("fork")
     early = [context.Process(target=run, args=(stage, args)) for stage in ("text-encoder", "autoencoder")]
     for process in early:
         process.start()
@@ -192,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("a stage failed; its message stands above; the same command goes on after it is mended")
     two = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        start_method="forkserver",
+        start_method="fork",
     )  # fmt: skip
     for stage in ("denoiser", "polish"):
         elastic_launch(two, run)(stage, args)
