@@ -15,7 +15,7 @@ from unteach.canvas import model_path
 from unteach.cli import main
 from unteach.commands import demo
 from unteach.commands.erase import NOT_AS_ASKED
-from unteach.data.world import OBJECTS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLES
 from unteach.diffusion.delta import WeightDelta
 from unteach.erase import methods
 from unteach.evaluate.prompts import PROTOCOLS, Protocol

@@ -7,6 +7,7 @@ import torch
 from tests.continual import lab, tiny
 from tests.continual.lab import CLASSES, Look, distance, flat, slope, watch
 from tests.oracle import continual as oracle
+from tests.oracle.curvature import LowRank
 from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
@@ -16,7 +17,7 @@ from unteach.continual.methods.subspaces import extended
 from unteach.continual.objective import Output, labels, memory
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp
-from unteach.core.curvature import Kronecker, LowRank
+from unteach.core.curvature import Kronecker
 
 LIMITS = (1e3, 1e4, 1e5)
 """Weights β of the penalties whose limit is taken."""

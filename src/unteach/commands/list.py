@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from unteach.canvas import model_path
 from unteach.commands.options import List
-from unteach.data.world import OBJECTS, STYLE_SETS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLE_SETS, STYLES
 
 __all__ = ["run"]
 

@@ -167,7 +167,7 @@ class Refreshing(Running):
 
     def _p(self, tensors: list[Tensor]) -> list[Tensor]:
         p = self._curvature.preconditioner
-        return tensors if p is None else p.apply(tensors)
+        return tensors if p is None else p.times(tensors)
 
     def end_task(self, learner: Learner) -> None:
         """Take the task's Fisher information in, and say what the steps of the task did."""

@@ -16,9 +16,9 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.evaluate import environment
-from unteach.evaluate.images import ImageStore, Item
-from unteach.evaluate.measures import drift_metrics
-from unteach.evaluate.pictures import png
+from unteach.evaluate.grids import png
+from unteach.evaluate.image_cache import ImageStore, Item
+from unteach.evaluate.metrics.tables import drift_metrics
 from unteach.evaluate.results import ConceptRecord, Cost, Grid, Results
 
 __all__ = ["compare"]

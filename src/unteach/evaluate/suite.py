@@ -27,10 +27,18 @@ from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import ConfigError, DataError
-from unteach.evaluate import environment, measures
-from unteach.evaluate.images import ImageStore
-from unteach.evaluate.pictures import grids
-from unteach.evaluate.presence import Answers, Domain, retained
+from unteach.evaluate import environment
+from unteach.evaluate.grids import grids
+from unteach.evaluate.image_cache import ImageStore
+from unteach.evaluate.metrics.presence import Answers, Domain, retained
+from unteach.evaluate.metrics.tables import (
+    Subject,
+    drift_metrics,
+    kept_table,
+    none_metrics,
+    presence_metrics,
+    seen_table,
+)
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
 from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
 
@@ -233,22 +241,22 @@ def _measure(
         counts = rest | (asked.asked(domain) == target)
         names = objects if domain == "object" else list(world.styles)
         for judge, (first, second) in answers.items():
-            subject = measures.Subject(concept=concept.target, target=target, domain=domain, judge=judge)
+            subject = Subject(concept=concept.target, target=target, domain=domain, judge=judge)
             for prompts in SETS:
                 chosen = counts & (sets == prompts)
                 if chosen.any():
                     pair = (first[chosen], second[chosen])
-                    metrics += measures.presence_metrics(subject, *pair, prompts)
-                    metrics += measures.none_metrics(subject, *pair, prompts, none)
-            tables.append(measures.kept_table(subject, first[counts], second[counts], objects, world.styles))
-            seen = measures.seen_table(subject, first, second, names)
+                    metrics += presence_metrics(subject, *pair, prompts)
+                    metrics += none_metrics(subject, *pair, prompts, none)
+            tables.append(kept_table(subject, first[counts], second[counts], objects, world.styles))
+            seen = seen_table(subject, first, second, names)
             tables += [] if seen is None else [seen]
     for prompts in SETS:
         chosen = rest & (sets == prompts)
         if chosen.any():
             picked = torch.from_numpy(chosen)
             pairs = {judge: (first[chosen], second[chosen]) for judge, (first, second) in answers.items()}
-            metrics += measures.drift_metrics(old[picked], new[picked], pairs, prompts)
+            metrics += drift_metrics(old[picked], new[picked], pairs, prompts)
     return metrics, tables
 
 
