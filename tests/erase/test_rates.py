@@ -7,6 +7,7 @@ import torch
 from tests.erase.common import CONCEPT, plain, quick, same, start
 from torch import nn
 
+from unteach.core.events import Steps
 from unteach.erase import erase, make
 from unteach.erase.train import fitted, training
 
@@ -80,7 +81,7 @@ def test_training_ends_when_the_concept_is_erased_and_resumes_to_the_bit(sd, tmp
             raise Stop
 
     with pytest.raises(Stop):
-        erase(sd, CONCEPT, quick("ablate", **STOPS), seed=5, out=tmp_path, save_every=3, on_step=stop)
+        erase(sd, CONCEPT, quick("ablate", **STOPS), seed=5, out=tmp_path, save_every=3, events=Steps(stop))
     again = erase(sd, CONCEPT, quick("ablate", **STOPS), seed=5, out=tmp_path, save_every=3)
     assert same(again, whole) and again.meta == whole.meta
     # Without looking, the same steps give the same weights.

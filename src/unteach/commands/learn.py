@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import torch
 
+from unteach.commands.console import say, wrote
 from unteach.commands.options import Learn
-from unteach.commands.terminal import say, wrote
 from unteach.continual import networks, streams
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
@@ -23,7 +23,8 @@ from unteach.continual.method import AnyMethod, make
 from unteach.continual.metrics import matrix_of, summary
 from unteach.continual.plugin import Plugin, make_plugin
 from unteach.continual.stream import Scenario, Stream, with_scenario
-from unteach.core import places, processes, reading, state
+from unteach.core import jobs as many
+from unteach.core import places, reading, state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
 from unteach.evaluate import environment
@@ -373,6 +374,6 @@ def _all(jobs: Sequence[Job], out: Path, command: str, workers: int, threads: in
             do(job, out, command, threads)
             yield job
         return
-    with closing(processes.each(do, [(job, out, command, threads) for job in jobs], workers)) as done:
+    with closing(many.each(do, [(job, out, command, threads) for job in jobs], workers)) as done:
         for index, _ in done:
             yield jobs[index]
