@@ -65,7 +65,7 @@ def test_erase_writes_a_delta_its_card_and_its_settings(
     assert json.loads((out / "cost.json").read_text())["seconds"] > 0
     said = capsys.readouterr().out
     assert "twemoji → openmoji (style)" in said and "2 prompt pairs" in said
-    assert "  sample: 4 done" in said and "  doco: 4 done" in said
+    assert "  sample: 8 done" in said and "  doco: 4 done" in said
     for name in ("delta.safetensors", "README.md", "config.json"):
         assert str(out / name) in said.split("wrote:")[1]
 
