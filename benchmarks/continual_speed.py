@@ -21,10 +21,10 @@ import torch
 from unteach.continual import networks
 from unteach.continual.engine import learn
 from unteach.continual.learner import Training
-from unteach.continual.memory import Memory
-from unteach.continual.method import make
-from unteach.continual.plugin import make_plugin
-from unteach.continual.stream import Stream, Task
+from unteach.continual.memory.buffer import Memory
+from unteach.continual.methods import make
+from unteach.continual.plugins import make_plugin
+from unteach.continual.streams import Stream, Task
 from unteach.core import state
 from unteach.core.fisher import fisher
 from unteach.evaluate import environment

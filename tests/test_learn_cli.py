@@ -11,9 +11,9 @@ import yaml
 from unteach.cli import main
 from unteach.commands.learn import Job, load_plan
 from unteach.commands.options import Learn
-from unteach.continual.method import methods, presets
+from unteach.continual.methods import methods, presets
 from unteach.continual.networks import networks
-from unteach.continual.plugin import plugin_presets, plugins
+from unteach.continual.plugins import plugin_presets, plugins
 from unteach.continual.streams import streams
 from unteach.errors import ConfigError
 from unteach.evaluate.learning import LearningResults
@@ -119,7 +119,7 @@ def test_a_run_that_was_broken_off_goes_on(done: Path, tmp_path: Path, monkeypat
     class Enough(Exception):
         pass
 
-    real, calls = engine._Run.step, []
+    real, calls = engine.Trainer.step, []
 
     def step(self: Any, now: Any) -> Any:
         calls.append(now.index)
@@ -128,7 +128,7 @@ def test_a_run_that_was_broken_off_goes_on(done: Path, tmp_path: Path, monkeypat
         return real(self, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "step", step)
+        patch.setattr(engine.Trainer, "step", step)
         with pytest.raises(Enough):
             main(["learn", "--config", config(tmp_path), "--out", str(tmp_path / "out")])
     assert 0 < len(runs(tmp_path / "out")) < 10

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Learner, Training
-from unteach.continual.method import make, methods
-from unteach.continual.plugin import make_plugin, plugins
-from unteach.continual.stream import Scenario
+from unteach.continual.methods import methods
+from unteach.continual.plugins import make_plugin, plugins
+from unteach.continual.streams import Scenario
 from unteach.errors import ConfigError
 
 EACH, BATCH = 17, 8
@@ -50,7 +50,7 @@ def sizes(outcome: Outcome) -> list[int]:
 def test_every_method_trains(method: str) -> None:
     """F12. The traceback was "Expected more than 1 value per channel when training"."""
     outcome = ran(method)
-    assert outcome.record["rows"][-1]["task"] == 1
+    assert outcome.rows[-1].task == 1
     assert all(bool(torch.isfinite(param).all()) for param in outcome.learner.params)
 
 
@@ -58,7 +58,7 @@ def test_every_method_trains(method: str) -> None:
 @pytest.mark.parametrize("plugin", [None, *plugins])
 def test_every_scenario_and_plugin_trains(scenario: Scenario, plugin: str | None) -> None:
     outcome = ran("er", plugin, scenario)
-    assert len(outcome.record["rows"]) and 9 in sizes(outcome)
+    assert len(outcome.rows) and 9 in sizes(outcome)
 
 
 def test_the_last_sample_is_in_the_batch_before() -> None:
@@ -68,7 +68,7 @@ def test_the_last_sample_is_in_the_batch_before() -> None:
     assert sizes(ran("fine-tune", batch_size=16)) == [17, 17]
     assert sizes(ran("fine-tune", batch_size=15)) == [15, 2, 15, 2]
     steps = [ran("fine-tune"), tiny.run("fine-tune", on=tiny.stream(each=EACH))]
-    assert [outcome.record["passes"] for outcome in steps] == [4, 6]
+    assert [outcome.passes for outcome in steps] == [4, 6]
 
 
 def test_gdumb_fits_its_memory_the_same_way() -> None:
@@ -85,7 +85,7 @@ def test_a_memory_of_one_sample_is_seen_by_the_running_statistics(method: str) -
 
 def test_a_single_sample_leaves_the_running_statistics_alone() -> None:
     on = tiny.stream()
-    learner = Learner(on, make("fine-tune"), Narrow(), tiny.training(), 0, torch.device("cpu"))
+    learner = Learner(on, Narrow(), tiny.training(), 0, torch.device("cpu"))
     before = [b.clone() for b in learner.model.buffers()]
     x = torch.randn(2, 1, 8, 8)
     one = learner.forward(x[:1])
@@ -111,4 +111,4 @@ def test_a_resnet_on_small_pictures_online() -> None:
     training = Training(epochs=1, batch_size=10)
     on = tiny.stream("online", each=21)
     outcome = learn(on, "fine-tune", network="reduced-resnet18", options={"width": 8}, training=training)
-    assert outcome.record["passes"] == 4
+    assert outcome.passes == 4

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unteach.continual.engine import learn
 from unteach.continual.learner import Learner, Training
-from unteach.continual.method import AnyMethod, Form, Method, make, methods
-from unteach.continual.objective import TaskLoss, Term
-from unteach.continual.stream import Stream
+from unteach.continual.methods import AnyMethod, Form, Method, make, methods
+from unteach.continual.streams import Stream
+from unteach.continual.terms import TaskLoss, Term
 from unteach.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "continual-methods.md"

@@ -10,10 +10,11 @@ from tests.oracle import continual as oracle
 from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
-from unteach.continual.method import make
+from unteach.continual.methods import make
 from unteach.continual.methods.gem import gem_multipliers
 from unteach.continual.methods.subspaces import extended
-from unteach.continual.objective import Output, labels, memory
+from unteach.continual.sources import FromMemory, Labels
+from unteach.continual.terms import Output
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp
 from unteach.core.curvature import Kronecker, LowRank
@@ -56,9 +57,9 @@ def test_agem_is_er_with_a_weight_that_depends_on_the_state(scenario: str) -> No
             weights.append(oracle.agem_weight(g, g_m))
             loss = cross_entropy(*look.batch) + weights[-1] * cross_entropy(drawn[0], drawn[1])
             if scenario == "class":  # the same with the package's own ER term
-                term = Output(LogSumExp(), memory("reference"), labels, weights[-1])
-                look.host._view.moved()
-                own = cross_entropy(*look.batch) + weights[-1] * term.value(look.host._view)
+                term = Output(LogSumExp(), FromMemory("reference"), Labels(), weights[-1])
+                look.host.view.moved()
+                own = cross_entropy(*look.batch) + weights[-1] * term.value(look.host.view)
                 assert distance(gradient(look), flat(slope(own, params), params)) < 1e-6
         assert distance(gradient(look), flat(slope(loss, params), params)) < 1e-6
 
@@ -139,7 +140,7 @@ def test_ogd_projects_off_the_gradients_of_the_true_logits(scenario: str) -> Non
 
     def end(learner: Learner) -> None:
         kept_gradients(found, learner)
-        basis = learner.rule.basis
+        basis = learner.objective.rule.basis
         assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9)
         rank = int(torch.linalg.matrix_rank(torch.cat(found, 1), rtol=1e-7))
         dimensions.append(basis.shape[1])
@@ -172,7 +173,7 @@ def test_ogd_is_the_limit_of_a_quadratic_penalty() -> None:
     errors: list[list[float]] = []
 
     def step(look: Look) -> None:
-        basis, g = look.learner.rule.basis, plain(look)
+        basis, g = look.learner.objective.rule.basis, plain(look)
         if basis is None:
             return
         curvature = LowRank(basis)
@@ -228,10 +229,10 @@ def test_gpm_projects_each_layer_off_the_inputs_it_has_seen(threshold: float, na
 
     def end(learner: Learner) -> None:
         layers.end(learner)
-        for name, basis in learner.rule.bases.items():
+        for name, basis in learner.objective.rule.bases.items():
             assert basis.shape == layers.bases[name].shape
             assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9)
-        widths.append(learner.rule.bases["layers.0.weight"].shape[1])
+        widths.append(learner.objective.rule.bases["layers.0.weight"].shape[1])
 
     watch(make("gpm", threshold=threshold), step, end, on=lab.stream(narrow=narrow))
     if threshold == 1:
@@ -244,11 +245,11 @@ def test_gpm_is_the_limit_of_a_quadratic_penalty_a_layer() -> None:
 
     def step(look: Look) -> None:
         learner = look.learner
-        if not learner.rule.bases:
+        if not learner.objective.rule.bases:
             return
         factors, diagonal = [], []
         for name, p in zip(learner.names, learner.params, strict=True):
-            basis = learner.rule.bases.get(name)
+            basis = learner.objective.rule.bases.get(name)
             # ½‖ΔW M‖² has the curvature I ⊗ MMᵀ; biases are held by the identity.
             held = None if basis is None else (basis @ basis.T, torch.eye(len(p), dtype=torch.float64))
             factors.append(held)
@@ -283,7 +284,7 @@ def test_gpm_of_a_convolution_protects_the_patches_it_has_seen() -> None:
 
     def end(learner: Learner) -> None:
         kept.append(learner.model.conv.weight.detach().clone())
-        kept.append(learner.rule.bases["conv.weight"])
+        kept.append(learner.objective.rule.bases["conv.weight"])
 
     learner = watch(make("gpm", threshold=0.95), None, end, on=tiny.stream(), network=Small(), augment="none")
     x = nn.functional.pad(learner.views(learner.data[0][0], None), (1, 1, 1, 1))

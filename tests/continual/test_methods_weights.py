@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from unteach.continual.learner import Learner
-from unteach.continual.method import make
+from unteach.continual.methods import make
 from unteach.continual.methods.vcl import NaturalGradient
 from unteach.core import seeds
 from unteach.core.curvature import Diagonal, Kronecker
@@ -73,7 +73,7 @@ def test_one_ewc_anchor_has_the_weight_lambda_half() -> None:
         if look.learner.task == 1 and not value:
             parts = zip(look.learner.params, *first[:2], strict=True)
             value["wanted"] = sum(float((3.0 / 2 * f * (p - a) ** 2).sum().detach()) for p, a, f in parts)
-            view = look.host._view
+            view = look.host.view
             view.moved()
             term = look.learner.objective.terms[1]
             value["got"] = term.weight * float(term.value(view).detach())
@@ -275,7 +275,7 @@ def test_vcl_of_equal_covariances_is_a_quadratic() -> None:
         with torch.no_grad():
             for s, old in zip(model.log_std, term.log_std, strict=True):
                 s.copy_(old)
-        got = float(term.value(look.host._view).detach()) * lab.EACH
+        got = float(term.value(look.host.view).detach()) * lab.EACH
         with torch.no_grad():
             for s, own in zip(model.log_std, kept, strict=True):
                 s.copy_(own)
@@ -321,12 +321,12 @@ def test_the_natural_gradient_keeps_precisions_within_a_factor_of_two() -> None:
 
 def test_a_variational_method_takes_a_coreset_and_nothing_that_needs_boundaries() -> None:
     def loss(look: Look) -> Tensor:
-        return look.learner.objective.terms[0].value(look.host._view)
+        return look.learner.objective.terms[0].value(look.host.view)
 
     used: list[bool] = []
 
     def step(look: Look) -> None:
-        params, view = look.learner.params, look.host._view
+        params, view = look.learner.params, look.host.view
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer(0, "network", look.host.index))
             view.moved()

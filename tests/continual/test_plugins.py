@@ -6,9 +6,10 @@ from tests.continual.hosts import Run, end_task, network, train
 from tests.oracle import refresh as oracle
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin, plugin_presets, plugins
-from unteach.continual.plugins import ASAM, SAM, GradientNorm, Plain, ReducedRate, Reweight, WeightNoise, controls
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import make_plugin, plugin_presets, plugins
+from unteach.continual.plugins.controls import Plain, ReducedRate, Reweight, controls
+from unteach.continual.plugins.refresh import Refresh
+from unteach.continual.plugins.sharpness import ASAM, SAM, GradientNorm, WeightNoise
 from unteach.errors import ConfigError
 
 OFF = [SAM(rho=0.0), ASAM(rho=0.0), GradientNorm(alpha=0.0), WeightNoise(sigma=0.0), Refresh(gamma=0.0)]

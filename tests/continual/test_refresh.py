@@ -6,9 +6,10 @@ from tests.continual.hosts import Caught, Run, curvature, data, end_task, networ
 from tests.oracle import refresh as oracle
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin
-from unteach.continual.plugins import SAM, Plain
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins.controls import Plain
+from unteach.continual.plugins.refresh import Refresh
+from unteach.continual.plugins.sharpness import SAM
 from unteach.core import ascent
 from unteach.core.seeds import generator
 from unteach.errors import ConfigError, ModelError

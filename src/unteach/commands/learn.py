@@ -19,10 +19,10 @@ from unteach.commands.terminal import say, wrote
 from unteach.continual import networks, streams
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
-from unteach.continual.method import AnyMethod, make
+from unteach.continual.methods import AnyMethod, make
 from unteach.continual.metrics import matrix_of, summary
-from unteach.continual.plugin import Plugin, make_plugin
-from unteach.continual.stream import Scenario, Stream, with_scenario
+from unteach.continual.plugins import Plugin, make_plugin
+from unteach.continual.streams import Scenario, Stream, with_scenario
 from unteach.core import places, processes, reading, state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError

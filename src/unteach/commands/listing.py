@@ -71,8 +71,7 @@ def _presets() -> Iterator[str]:
 
 
 def _learners(verbose: bool) -> Iterator[str]:
-    import unteach.continual.methods  # noqa: F401 (registers them)
-    from unteach.continual.method import methods, presets
+    from unteach.continual.methods import methods, presets
 
     rows = [(name, f"{_first_line(methods[name])} [{methods[name].form}]") for name in methods]
     for name, line in zip(methods, _table(rows), strict=True):
@@ -83,8 +82,7 @@ def _learners(verbose: bool) -> Iterator[str]:
 
 
 def _plugins(verbose: bool) -> Iterator[str]:
-    import unteach.continual.engine  # noqa: F401 (registers them)
-    from unteach.continual.plugin import plugin_presets, plugins
+    from unteach.continual.plugins import plugin_presets, plugins
 
     for name, line in zip(plugins, _table([(name, _first_line(plugins[name])) for name in plugins]), strict=True):
         yield line

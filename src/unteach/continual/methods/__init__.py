@@ -17,8 +17,15 @@ from unteach.continual.methods import (
     vcl,
     xder,
 )
+from unteach.continual.methods.base import Form, Method, Replay, methods, presets
+from unteach.continual.methods.combined import AnyMethod, Combined, make
 
 __all__ = [
+    "AnyMethod",
+    "Combined",
+    "Form",
+    "Method",
+    "Replay",
     "cpr",
     "der",
     "er",
@@ -30,7 +37,10 @@ __all__ = [
     "importance",
     "laplace",
     "lwf",
+    "make",
+    "methods",
     "plain",
+    "presets",
     "subspaces",
     "vcl",
     "xder",

@@ -1,23 +1,23 @@
 """X-DER (Boschini et al. 2022), as far as the one form allows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.continual.memory import Memory
-from unteach.continual.method import Form, methods, presets, setting
+from unteach.continual.learner import Learner
+from unteach.continual.memory.buffer import Memory
+from unteach.continual.methods.base import Form, methods, presets, setting
 from unteach.continual.methods.der import DERPlusPlus
-from unteach.continual.objective import Output, TaskLoss, Term, View, labels, memory, stored
+from unteach.continual.sources import FromMemory, Labels, StoredLogits
+from unteach.continual.terms import Output, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp, MeanSquare
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-def past_classes(learner: "Learner") -> Tensor:
+def past_classes(learner: Learner) -> Tensor:
     """Classes of the tasks before this one, bool (C,)."""
     return learner.task_columns[: learner.task].any(0)
 
@@ -63,13 +63,13 @@ class XDER(DERPlusPlus):
             found.append("fill 'task end' shares the memory out itself: use policy 'reservoir' or 'balanced'")
         return found
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The masked task loss and DER++'s memory terms."""
         heads = past_classes if self.memory_heads == "past" else None
         return [
             TaskLoss(classes="current"),
-            Output(MeanSquare(), memory("a"), stored, self.alpha),
-            Output(LogSumExp(), memory("b"), labels, self.beta, columns=heads),
+            Output(MeanSquare(), FromMemory("a"), StoredLogits(), self.alpha),
+            Output(LogSumExp(), FromMemory("b"), Labels(), self.beta, columns=heads),
         ]
 
     def remember(self, view: View, x: Tensor) -> None:
@@ -78,7 +78,7 @@ class XDER(DERPlusPlus):
             super().remember(view, x)
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Implant this task's logits into older samples, scaled below what they say of their own class."""
         kept = learner.memory
         assert kept is not None and kept.logits is not None
@@ -101,7 +101,7 @@ class XDER(DERPlusPlus):
         made[:, heads] = new * torch.where(most > (cap if self.threshold == "gamma" else own), lower, 1)
         return made
 
-    def _refill(self, learner: "Learner", kept: Memory) -> None:
+    def _refill(self, learner: Learner, kept: Memory) -> None:
         """Each class of each earlier task keeps an equal share, its first samples; this task's get what is free."""
         assert kept.logits is not None
         classes = learner.task_columns[: learner.task + 1].sum()

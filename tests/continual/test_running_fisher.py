@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.continual.hosts import Run, end_task, network, train
 
-from unteach.continual.plugin import make_plugin
-from unteach.continual.plugins import Plain
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins.controls import Plain
+from unteach.continual.plugins.refresh import Refresh
 from unteach.core import state
 from unteach.errors import CheckpointError
 

@@ -7,8 +7,8 @@ import torch
 from tests.continual.hosts import Caught, Run, curvature, end_task, primed, train
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin, plugin_presets, plugins
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import make_plugin, plugin_presets, plugins
+from unteach.continual.plugins.refresh import Refresh
 
 # ---- diagnostics and warnings ----
 

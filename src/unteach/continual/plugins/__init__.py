@@ -1,0 +1,15 @@
+"""Plug-ins around a step of any method; importing this registers them all."""
+
+from unteach.continual.plugins import controls, refresh, sharpness
+from unteach.continual.plugins.base import Plugin, PluginState, make_plugin, plugin_presets, plugins
+
+__all__ = [
+    "Plugin",
+    "PluginState",
+    "controls",
+    "make_plugin",
+    "plugin_presets",
+    "plugins",
+    "refresh",
+    "sharpness",
+]
