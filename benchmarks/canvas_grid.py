@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from unteach.canvas.train_judges import DOUBT
 
 from unteach.canvas import model_path
 from unteach.canvas.judges import judges
-from unteach.canvas.train_judges import DOUBT
 from unteach.core import seeds, state
-from unteach.data.world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
+from unteach.data.vocabulary import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import sample
 from unteach.evaluate import environment

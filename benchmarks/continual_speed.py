@@ -23,7 +23,7 @@ from unteach.continual.engine import learn
 from unteach.continual.learner import Training
 from unteach.continual.memory.buffer import Memory
 from unteach.continual.methods import make
-from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins import plugins
 from unteach.continual.streams import Stream, Task
 from unteach.core import state
 from unteach.core.fisher import fisher
@@ -66,7 +66,7 @@ def compare(slow: Callable[[], float], fast: Callable[[], float]) -> dict[str, o
 
 def epoch_ours(plugin: str | None = None, width: int = 16, **settings: object) -> float:
     """CPU seconds of the training steps of two epochs of DER++ (the second has a filled memory)."""
-    made = None if plugin is None else make_plugin(plugin, **settings)
+    made = None if plugin is None else plugins.make(plugin, **settings)
     begin = time.process_time()
     learn(
         stream(),

@@ -31,7 +31,7 @@ import torch
 
 from unteach.attack.relearn import relearn
 from unteach.canvas import model_path
-from unteach.core import processes, seeds, state
+from unteach.core import jobs, seeds, state
 from unteach.core.loop import Step
 from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
@@ -390,9 +390,9 @@ def main() -> None:
     given = parser.parse_args()
     work = str(given.work)
     for key in given.pairs:
-        list(processes.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
-        jobs = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-        for done, _ in enumerate(processes.each(attack, [(job,) for job in jobs], given.workers), start=1):
+        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
+        left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
+        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], given.workers), start=1):
             if done % 20 == 0:
                 print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}

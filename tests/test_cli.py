@@ -15,9 +15,9 @@ from unteach.canvas import model_path
 from unteach.cli import main
 from unteach.commands import demo
 from unteach.commands.erase import NOT_AS_ASKED
-from unteach.data.world import OBJECTS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLES
 from unteach.diffusion.delta import WeightDelta
-from unteach.erase import methods, presets
+from unteach.erase import methods
 from unteach.evaluate.prompts import PROTOCOLS, Protocol
 from unteach.evaluate.results import ConceptRecord, Metric, Results
 
@@ -410,7 +410,7 @@ def test_an_interruption_is_not_an_error(
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     for what, names in (
         ("methods", methods.names()),
-        ("presets", presets.names()),
+        ("presets", methods.presets.names()),
         ("styles", list(STYLES)),
         ("objects", [info.name for info in OBJECTS]),
         ("families", ["sd", "sdxl"]),

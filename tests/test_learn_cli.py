@@ -11,9 +11,9 @@ import yaml
 from unteach.cli import main
 from unteach.commands.learn import Job, load_plan
 from unteach.commands.options import Learn
-from unteach.continual.methods import methods, presets
+from unteach.continual.methods import methods
 from unteach.continual.networks import networks
-from unteach.continual.plugins import plugin_presets, plugins
+from unteach.continual.plugins import plugins
 from unteach.continual.streams import streams
 from unteach.errors import ConfigError
 from unteach.evaluate.learning import LearningResults
@@ -201,8 +201,8 @@ def test_the_stream_is_checked_once_a_grid_and_not_instead_of_the_arms(tmp_path:
 
 def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     wanted: dict[str, list[str]] = {
-        "learners": [*methods, *presets],
-        "plugins": [*plugins, *plugin_presets],
+        "learners": [*methods, *methods.presets],
+        "plugins": [*plugins, *plugins.presets],
         "streams": [*streams],
         "networks": [*networks],
     }

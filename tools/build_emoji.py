@@ -24,7 +24,7 @@ import sklearn
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from unteach.data.world import OBJECTS, STYLE_SETS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLE_SETS, STYLES
 
 VERSIONS = {
     "twemoji": "1.2.5",

@@ -65,7 +65,7 @@ from unteach.diffusion.sample import Chunk, _Store
 from unteach.errors import UnteachError, shorten
 from unteach.evaluate import environment
 from unteach.evaluate.guarding import Mask, Relearning
-from unteach.evaluate.images import ImageStore
+from unteach.evaluate.image_cache import ImageStore
 from unteach.evaluate.learning import LearningRun
 from unteach.evaluate.results import Results
 from unteach.guard import signing

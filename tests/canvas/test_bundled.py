@@ -4,7 +4,7 @@ import torch
 
 from unteach.canvas import model_path
 from unteach.canvas.judges import judges
-from unteach.data.world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
+from unteach.data.vocabulary import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import sample
 

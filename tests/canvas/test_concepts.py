@@ -8,7 +8,7 @@ import pytest
 
 from unteach.canvas.concepts import RETAIN, anchor_of, complete, concept, find
 from unteach.data.concepts import Concept, ConceptSet, fill, mentions
-from unteach.data.world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
+from unteach.data.vocabulary import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
 from unteach.errors import ConfigError
 
 ALL = [*((style, "style") for style in STYLES), *((info.name, "object") for info in OBJECTS)]

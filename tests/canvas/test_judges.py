@@ -1,16 +1,16 @@
-"""The bundled judges: right on real pictures, "none" on garbage, and files that are whole or refused."""
+"""The bundled judges: right on real pictures, "none" on negatives, and files that are whole or refused."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tools.canvas.negatives import NO_OBJECT, NO_STYLE
+from tools.canvas.train_judges import measure, soften
 
-from unteach.canvas import garbage, model_path
-from unteach.canvas.garbage import NO_OBJECT, NO_STYLE
+from tools.canvas import negatives
+from unteach.canvas import model_path
 from unteach.canvas.judges import judges, load, save
 from unteach.canvas.nets import Measurements
-from unteach.canvas.train_judges import RECIPES, Recipe, batch, measure, soften, train
 from unteach.core import seeds, state
 from unteach.data.emoji import grid
 from unteach.errors import CheckpointError, DataError
@@ -48,9 +48,9 @@ def test_right_on_fresh_views(name: str, views: str, objects: float, styles: flo
     assert row["style"] >= styles
 
 
-@pytest.mark.parametrize("kind", [*garbage.TRAINED, *garbage.UNSEEN])
+@pytest.mark.parametrize("kind", [*negatives.TRAINED, *negatives.UNSEEN])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_object_in_garbage(name: str, kind: str) -> None:
+def test_no_object_in_negatives(name: str, kind: str) -> None:
     # Halves still hold half of a real drawing, which a judge may name with some right.
     assert table(name)[kind]["object"] >= (0.8 if kind == "halves" else 0.9)
 
@@ -149,54 +149,6 @@ def test_the_judges_are_independent() -> None:
     both, either = (wrong[0] & wrong[1]).float().mean(), (wrong[0] | wrong[1]).float().mean()
     assert float(either) > 0
     assert float(both) < 0.5 * float(either)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_doubt_adds_to_the_logit_of_none(name: str) -> None:
-    net = load(model_path() / "judges" / f"{name}.safetensors").net
-    images = grid().views(*(t[::40] for t in grid().pairs()))
-    before = net(images)
-    net.doubt(0.7, -0.2)
-    for old, new, amount in zip(before, net(images), (0.7, -0.2), strict=True):
-        old, new = (x[:, -1:] - x[:, :-1] for x in (old, new))
-        assert torch.allclose(new - old, torch.full_like(old, amount), atol=1e-4)
-
-
-TOY = Recipe(network="patch", steps=4, batch=8, garbage=32, seed=3)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_training_batch(name: str) -> None:
-    seen = batch(grid(), replace(RECIPES[name], batch=10, garbage=32), 0)
-    assert seen.images.shape == (42, 3, 32, 32)
-    assert 0 <= float(seen.images.min()) <= float(seen.images.max()) <= 1
-    assert (seen.objects == NO_OBJECT).tolist() == [False] * 10 + [True] * 32
-    other = batch(grid(), replace(RECIPES[name], batch=10, garbage=32), 1)
-    assert not torch.equal(seen.images, other.images)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interrupted_training_is_unbroken_training(name: str, tmp_path: Path) -> None:
-    recipe = replace(TOY, network=name)
-    unbroken = train(recipe)
-
-    def stop(done: int) -> None:
-        if done == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        train(recipe, out=tmp_path, save_every=2, on_step=stop)
-    resumed = train(recipe, out=tmp_path, save_every=2)
-    for key, value in unbroken.net.state_dict().items():
-        assert torch.equal(value, resumed.net.state_dict()[key]), key
-
-
-def test_training_learns() -> None:
-    objects, styles = grid().pairs()
-    table, _ = train(replace(TOY, steps=30, batch=48)).probabilities(grid().views(objects, styles))
-    # "None" is the answer until a class is learned well, so early learning shows in the order of the classes.
-    right = (table[:, :-1].argmax(dim=1) == objects).float().mean()
-    assert float(right) > 10 / 60
 
 
 def test_measurements_tell_direction_and_colour() -> None:

@@ -8,17 +8,17 @@ import torch
 from tests.continual import tiny
 
 from unteach.continual.engine import Outcome
-from unteach.continual.methods import make, methods, presets
-from unteach.continual.plugins import Plugin, make_plugin, plugin_presets, plugins
+from unteach.continual.methods import make, methods
+from unteach.continual.plugins import Plugin, plugins
 from unteach.errors import UnteachError
 
 ARMS: dict[str, Plugin | None] = {
     "none": None,
-    "refresh": make_plugin("refresh", gamma=0.01),
-    "refresh off": make_plugin("refresh", gamma=0.0),
-    "refresh-official-code": make_plugin("refresh-official-code"),
-    "sam": make_plugin("sam"),
-    "reweight": make_plugin("reweight"),
+    "refresh": plugins.make("refresh", gamma=0.01),
+    "refresh off": plugins.make("refresh", gamma=0.0),
+    "refresh-official-code": plugins.make("refresh-official-code"),
+    "sam": plugins.make("sam"),
+    "reweight": plugins.make("reweight"),
 }
 COMBINED = ["der++ + online-ewc", "er + si", "online-ewc + cpr"]
 HOSTS = [*methods, *COMBINED]
@@ -106,18 +106,18 @@ def test_broken_off_in_a_task_and_gone_on_is_unbroken(
     tiny.assert_same(whole, tiny.resumed(host, ARMS[arm], tmp_path, monkeypatch, before=10, every=4))
 
 
-@pytest.mark.parametrize("name", [*methods, *presets])
+@pytest.mark.parametrize("name", [*methods, *methods.presets])
 def test_settings_survive_the_way_through_plain_data(name: str) -> None:
     made = make(name)
     record = made.to_dict()
     assert make(record.pop("method"), **record) == made
 
 
-@pytest.mark.parametrize("name", [*plugins, *plugin_presets])
+@pytest.mark.parametrize("name", [*plugins, *plugins.presets])
 def test_settings_of_plugins_survive_too(name: str) -> None:
-    made = make_plugin(name)
+    made = plugins.make(name)
     record = made.to_dict()
-    assert make_plugin(record.pop("plug-in"), **record) == made
+    assert plugins.make(record.pop("plug-in"), **record) == made
 
 
 @pytest.mark.parametrize("name", methods)

@@ -17,7 +17,7 @@ from torch import nn
 
 from unteach.continual import augment, engine, networks
 from unteach.continual.engine import Outcome, Trainer
-from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins import plugins
 from unteach.continual.step import StepContext
 from unteach.continual.streams import with_scenario
 from unteach.continual.view import View
@@ -52,7 +52,7 @@ def test_everything_off_is_plain_training_bit_for_bit(name: str, off: dict[str, 
     host = tiny.method(name, **off)
     expected = tiny.plain(tiny.stream(), settings)
     tiny.assert_weights(tiny.run(host, training=settings).model, expected)
-    tiny.assert_weights(tiny.run(host, make_plugin("refresh", gamma=0.0), training=settings).model, expected)
+    tiny.assert_weights(tiny.run(host, plugins.make("refresh", gamma=0.0), training=settings).model, expected)
     if off:
         assert tiny.differs(tiny.run(name, training=settings), tiny.run(host, training=settings))
 
@@ -207,7 +207,7 @@ def test_dropout_is_drawn_from_the_seed_and_the_step() -> None:
 
 def test_the_log_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        outcome = tiny.run("er", make_plugin("refresh", gamma=0.1), out=tmp_path)
+        outcome = tiny.run("er", plugins.make("refresh", gamma=0.1), out=tmp_path)
     assert "gamma" in caplog.text and outcome.warnings
     (last,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert last["step"] == 6 and last["task"] == 1 and last["loss"] > 0 and "unlearn_ratio" in last

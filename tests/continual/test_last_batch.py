@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Learner, Training
 from unteach.continual.methods import methods
-from unteach.continual.plugins import make_plugin, plugins
+from unteach.continual.plugins import plugins
 from unteach.continual.streams import Scenario
 from unteach.errors import ConfigError
 
@@ -36,7 +36,7 @@ class Narrow(nn.Module):
 
 def ran(method: str, plugin: str | None = None, scenario: Scenario = "class", **settings: int) -> Outcome:
     on = tiny.stream(scenario, each=EACH)
-    given = None if plugin is None else make_plugin(plugin)
+    given = None if plugin is None else plugins.make(plugin)
     training = tiny.training(**{"batch_size": BATCH, "memory_batch": 2, **settings})
     return tiny.run(method, given, on=on, network=Narrow(on.classes), training=training)
 

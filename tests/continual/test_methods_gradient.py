@@ -7,6 +7,7 @@ import torch
 from tests.continual import lab, tiny
 from tests.continual.lab import CLASSES, Look, distance, flat, slope, watch
 from tests.oracle import continual as oracle
+from tests.oracle.curvature import LowRank
 from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
@@ -17,7 +18,7 @@ from unteach.continual.sources import FromMemory, Labels
 from unteach.continual.terms import Output
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp
-from unteach.core.curvature import Kronecker, LowRank
+from unteach.core.curvature import Kronecker
 
 LIMITS = (1e3, 1e4, 1e5)
 """Weights β of the penalties whose limit is taken."""

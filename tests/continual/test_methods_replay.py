@@ -15,7 +15,7 @@ from unteach.continual.engine import learn
 from unteach.continual.learner import Learner, Training
 from unteach.continual.methods import make
 from unteach.continual.networks import features
-from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins import plugins
 from unteach.core import seeds
 from unteach.errors import ConfigError
 
@@ -170,7 +170,7 @@ def test_refresh_unlearns_the_memory_of_a_joined_pass(name: str) -> None:
     network = lambda: lab.Double()  # noqa: E731
     runs = [
         learn(lab.stream(), method, network=network(), plugin=plugin, training=Training(epochs=1, batch_size=8))
-        for plugin in (None, make_plugin("refresh", loss="memory", gamma=0.01))
+        for plugin in (None, plugins.make("refresh", loss="memory", gamma=0.01))
     ]
     host, refreshed = (flat(run.learner.params, run.learner.params) for run in runs)
     assert distance(refreshed, host) > 1e-5

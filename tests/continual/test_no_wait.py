@@ -5,7 +5,7 @@ from tests.continual import tiny
 
 from unteach.continual import engine, networks
 from unteach.continual.evaluation import Evaluation
-from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins import plugins
 
 NO_WAIT = ["fine-tune", "er", "der++", "er-ace", "cpr", "si", "l2-sp", "a-gem"]
 """(A quadratic with importances looks them over once, in the first step of a task.)"""
@@ -18,7 +18,7 @@ def steps_on_meta(name: str, plugin: str, patch: pytest.MonkeyPatch, count: int)
     stream, method = tiny.stream(each=80), tiny.method(name)
     net = networks.build("small-conv", stream.shape, stream.classes, 0, width=4)
     run = engine.Trainer(
-        stream, method, network=net, plugin=make_plugin(plugin), training=tiny.training(), device="meta"
+        stream, method, network=net, plugin=plugins.make(plugin), training=tiny.training(), device="meta"
     )
     learner = run.learner
     nothing = Evaluation(class_il=[], class_il_all_heads=[], task_il=[], ece=0, nll=0)

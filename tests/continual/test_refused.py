@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unteach.continual import streams
 from unteach.continual.engine import learn
 from unteach.continual.methods import make
-from unteach.continual.plugins import make_plugin
+from unteach.continual.plugins import plugins
 from unteach.continual.streams import Stream, Task
 from unteach.errors import ConfigError, DataError, ModelError, UnteachError
 
@@ -95,12 +95,12 @@ def test_names_and_settings_that_do_not_exist() -> None:
 def test_refresh_with_a_fisher_on_variational_weights_is_refused_before_training(method: str) -> None:
     """house.md, defect 5: a combination trained a whole task first."""
     with pytest.raises(ConfigError, match="no Fisher information"):
-        tiny.run(make(method), make_plugin("refresh", gamma=0.01))
-    assert tiny.run(make(method), make_plugin("refresh", gamma=0.01, preconditioner="none")).rows
+        tiny.run(make(method), plugins.make("refresh", gamma=0.01))
+    assert tiny.run(make(method), plugins.make("refresh", gamma=0.01, preconditioner="none")).rows
 
 
 @pytest.mark.parametrize("method", ["fine-tune", "ewc", "a-gem", "gdumb"])
 def test_refresh_of_a_memory_that_no_term_reads_is_refused(method: str) -> None:
     """A sister of house.md's defect 1: it would be the host's run without a word."""
     with pytest.raises(ConfigError, match=r"no term of .* reads a memory"):
-        tiny.run(make(method), make_plugin("refresh", gamma=0.01, loss="memory"))
+        tiny.run(make(method), plugins.make("refresh", gamma=0.01, loss="memory"))

@@ -4,6 +4,7 @@ from tests.oracle.refresh import dense_kronecker
 from torch import Tensor
 
 from unteach.core import ascent
+from unteach.core.curvature import Diagonal
 from unteach.core.seeds import generator
 from unteach.errors import ModelError, NumericsError
 
@@ -45,8 +46,8 @@ def test_inputs_are_left_alone() -> None:
     ascent.normalise(d, theta, "global")
     ascent.normalise(d, theta, "per-tensor")
     ascent.adaptive(d, theta, 0.1)
-    diagonal = ascent.Diagonal(theta)
-    diagonal.apply(d)
+    diagonal = Diagonal([t.abs() for t in theta])
+    diagonal.times(d)
     assert all(torch.equal(a, b) for a, b in zip((*d, *theta), kept, strict=True))
 
 
@@ -73,10 +74,10 @@ def test_forms_of_the_inverse() -> None:
 
 def test_a_root_applied_twice_is_p() -> None:
     x = [normal(4, 3, seed=4), normal(4, seed=5), normal(2, seed=6)]
-    diagonal = ascent.Diagonal([t.abs() + 0.1 for t in x])
-    kron = ascent.kronecker({"l": (spd(4, 1), spd(4, 2))}, ["l.weight", "l.bias", "other"], [t.shape for t in x], 0.1)
+    diagonal, shapes = Diagonal([t.abs() + 0.1 for t in x]), [t.shape for t in x]
+    kron = ascent.damped_inverse({"l": (spd(4, 1), spd(4, 2))}, ["l.weight", "l.bias", "other"], shapes, 0.1)
     for p in (diagonal, kron):
-        for twice, once in zip(p.root(p.root(x)), p.apply(x), strict=True):
+        for twice, once in zip(p.root(p.root(x)), p.times(x), strict=True):
             torch.testing.assert_close(twice, once)
 
 
@@ -86,10 +87,10 @@ def test_kronecker_is_the_dense_inverse(shape: tuple[int, ...], with_bias: bool)
     fan_in = torch.Size(shape[1:]).numel()
     a, g = spd(fan_in + with_bias, 1), spd(shape[0], 2)
     w, b = normal(*shape, seed=3), normal(shape[0], seed=4)
-    p = ascent.kronecker({"l": (a, g)}, ["l.weight", "l.bias"], [w.shape, b.shape], 0.3)
+    p = ascent.damped_inverse({"l": (a, g)}, ["l.weight", "l.bias"], [w.shape, b.shape], 0.3)
     joint = torch.cat([w.flatten(1), b[:, None]], 1) if with_bias else w.flatten(1)
     expected = (dense_kronecker(a, g, 0.3) @ joint.reshape(-1)).view_as(joint)
-    got_w, got_b = p.apply([w, b])
+    got_w, got_b = p.times([w, b])
     torch.testing.assert_close(got_w.flatten(1), expected[:, :fan_in])
     torch.testing.assert_close(got_b, expected[:, -1] if with_bias else b)  # without a factor: P = I
     eigenvalues = torch.linalg.eigvalsh(dense_kronecker(a, g, 0.3))
@@ -98,16 +99,16 @@ def test_kronecker_is_the_dense_inverse(shape: tuple[int, ...], with_bias: bool)
 
 def test_a_bias_that_does_not_move_leaves_the_block_of_the_weight() -> None:
     a, g, w = spd(4, 1), spd(2, 2), normal(2, 3, seed=3)
-    (got,) = ascent.kronecker({"l": (a, g)}, ["l.weight"], [w.shape], 0.3).apply([w])
+    (got,) = ascent.damped_inverse({"l": (a, g)}, ["l.weight"], [w.shape], 0.3).times([w])
     torch.testing.assert_close(got.reshape(-1), dense_kronecker(a[:3, :3], g, 0.3) @ w.reshape(-1))
 
 
 def test_factors_that_do_not_fit() -> None:
     with pytest.raises(ModelError, match=r"'l' do not fit.*A \(7, 7\)"):
-        ascent.kronecker({"l": (spd(7, 1), spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0)
+        ascent.damped_inverse({"l": (spd(7, 1), spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0)
     with pytest.raises(NumericsError, match="not finite"):
-        ascent.kronecker({"l": (spd(3, 1) * torch.nan, spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0)
-    assert not ascent.kronecker({"elsewhere": (spd(7, 1), spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0).layers
+        ascent.damped_inverse({"l": (spd(3, 1) * torch.nan, spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0)
+    assert not ascent.damped_inverse({"elsewhere": (spd(7, 1), spd(2, 2))}, ["l.weight"], [(2, 3)], 1.0).layers
 
 
 def test_noise_is_one_stream_in_the_tensors_shapes() -> None:

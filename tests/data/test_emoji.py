@@ -17,7 +17,7 @@ import torch
 import unteach
 from unteach.core import seeds
 from unteach.data import emoji
-from unteach.data.world import OBJECTS, STYLE_SETS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLE_SETS, STYLES
 from unteach.errors import ConfigError
 
 SOURCE = Path(unteach.__file__).parent

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from tests.evaluate.worlds import WORLD
 
-from unteach.data import world as emoji
+from unteach.data import vocabulary
 from unteach.data.concepts import Concept
 from unteach.errors import ConfigError
 from unteach.evaluate.prompts import (
@@ -92,11 +92,11 @@ def test_the_emoji_world(choice: str, concept: Concept) -> None:
     assert len({(a.set, a.prompt) for a in found}) == len(found)
     assert found == asks(world, [concept], PROTOCOLS[choice])
     assert {a.prompt for a in found if a.set == HELD_OUT} <= {
-        emoji.caption(t, name, s)
-        for t in emoji.HELD_OUT_TEMPLATES
-        for o in emoji.OBJECTS
+        vocabulary.caption(t, name, s)
+        for t in vocabulary.HELD_OUT_TEMPLATES
+        for o in vocabulary.OBJECTS
         for name in o.names
-        for s in emoji.STYLES
+        for s in vocabulary.STYLES
     }
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unteach.data.world import fix_articles
+from unteach.data.vocabulary import fix_articles
 from unteach.diffusion import Model, sample
 from unteach.evaluate import World
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from unteach.core.bregman import Quadratic
+
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Σ p log(p/q) over the last dimension, entry by entry."""
@@ -27,3 +29,9 @@ def flat(tensors: list[Tensor]) -> Tensor:
 def quadratic(matrix: Tensor, delta: list[Tensor]) -> Tensor:
     v = flat(delta)
     return (v[:, None] * matrix * v[None, :]).sum()
+
+
+def definition(psi: Quadratic, a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Ψ(a) - Ψ(b) - <∇Ψ(b), a - b> as it is written."""
+    slope = [(g * (x - y)).sum() for g, x, y in zip(psi.curvature.times(b), a, b, strict=True)]
+    return psi.value(a) - psi.value(b) - torch.stack(slope).sum()

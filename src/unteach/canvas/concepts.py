@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from unteach.core import seeds
 from unteach.core.registry import near
 from unteach.data.concepts import Concept
-from unteach.data.world import OBJECTS, STYLES, TRAIN_TEMPLATES, ObjectInfo, caption
+from unteach.data.vocabulary import OBJECTS, STYLES, TRAIN_TEMPLATES, ObjectInfo, caption
 from unteach.errors import ConfigError
 
 __all__ = ["RETAIN", "anchor_of", "complete", "concept", "find"]

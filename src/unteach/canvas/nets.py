@@ -62,17 +62,6 @@ class ConvNet(nn.Module):
         objects, styles = (a(flat) + b(mean) for a, b in zip(self.where, self.what, strict=True))
         return objects, styles
 
-    @torch.no_grad()
-    def doubt(self, objects: float, styles: float) -> None:
-        """Add to the logits of "none", for good."""
-        for i, amount in enumerate((objects, styles)):
-            self.get_parameter(f"where.{i}.bias")[-1] += amount
-
-    def loss(self, logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
-        """Cross-entropy with a little label smoothing."""
-        pairs = zip(logits, (objects, styles), strict=True)
-        return torch.stack([F.cross_entropy(x, y, label_smoothing=0.02) for x, y in pairs]).sum()
-
 
 class Measurements(nn.Module):
     """A fixed bank, nothing learned: edges by direction and scale, ridges, colours, each averaged over cells.
@@ -186,17 +175,3 @@ class PatchNet(nn.Module):
         inner = self.drop(F.gelu(self.norm(self.inner(measured))))
         objects, styles = (F.pad(head(inner), (0, 1)) for head in self.heads)
         return objects, styles
-
-    @torch.no_grad()
-    def doubt(self, objects: float, styles: float) -> None:
-        """Take from the logits of all classes, for good: as much as adding to "none"."""
-        for i, amount in enumerate((objects, styles)):
-            self.get_parameter(f"heads.{i}.bias").sub_(amount)
-
-    def loss(self, logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
-        """Binary cross-entropy, summed over the classes; styles, the harder question, count twice."""
-        parts = []
-        for x, y in zip(logits, (objects, styles), strict=True):
-            truth = F.one_hot(y, x.shape[1])[:, :-1].float()
-            parts.append(F.binary_cross_entropy_with_logits(x[:, :-1], truth, reduction="sum") / len(x))
-        return parts[0] + 2 * parts[1]

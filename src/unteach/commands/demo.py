@@ -21,6 +21,7 @@ from unteach.commands.terminal import STAGE, cores, say, stage, tail, verdicts, 
 from unteach.core import places
 from unteach.core.registry import near
 from unteach.core.stopping import child_environment
+from unteach.core.text import duration
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.model import load
 from unteach.erase import make
@@ -28,7 +29,6 @@ from unteach.errors import ConfigError
 from unteach.evaluate.prompts import PROTOCOLS, Protocol
 from unteach.evaluate.results import Results
 from unteach.report.html import render
-from unteach.report.view import duration
 
 __all__ = ["ERASURES", "Erasure", "run"]
 

@@ -13,7 +13,7 @@ from unteach.commands.erase import seconds_spent
 from unteach.commands.options import Evaluate
 from unteach.commands.plan import CANVAS, Mistakes, device_of, dtype_of, folder_of, is_canvas
 from unteach.commands.terminal import drifts, interactive, say, use_threads, verdicts, wrote
-from unteach.core import places, state
+from unteach.core import places, state, text
 from unteach.data import tables
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
@@ -23,7 +23,7 @@ from unteach.errors import ConfigError
 from unteach.evaluate.prompts import Protocol, World, protocol
 from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
-from unteach.report import model_card, view
+from unteach.report import model_card
 
 __all__ = ["Subject", "on_canvas", "refresh_card", "run"]
 
@@ -77,7 +77,7 @@ def run(options: Evaluate, command: str) -> int:
         say(verdicts(results))
         say()
     say(drifts(results))
-    say(f"{results.cost.images} pictures, {view.duration(results.cost.seconds)}")
+    say(f"{results.cost.images} pictures, {text.duration(results.cost.seconds)}")
     wrote(paths)
     say(f"make a page of it: unteach report {subject.out} --out report.html")
     return 0

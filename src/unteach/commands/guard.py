@@ -20,7 +20,7 @@ from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, 
 from unteach.commands.plan import Mistakes
 from unteach.commands.progress import Progress
 from unteach.commands.terminal import aligned, pass_phrase, say, wrote
-from unteach.core import places, reading, state
+from unteach.core import places, reading, state, text
 from unteach.core.loop import Step
 from unteach.diffusion import export
 from unteach.diffusion.model import Model
@@ -34,7 +34,6 @@ from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
 from unteach.guard.record import MaskData, MaskRecord
 from unteach.guard.relearn import ADVISED, PERCENT, relearn
-from unteach.report import view
 
 __all__ = ["apply", "keygen", "learn", "show"]
 
@@ -136,7 +135,7 @@ def _learn(
             shutil.rmtree(out / "work", ignore_errors=True)
             raise
         record.save(path)
-        say(f"it took {view.duration(record.seconds)}")
+        say(f"it took {text.duration(record.seconds)}")
     if not (out / "manifest.json").exists():
         record.manifest(model, policy=plan.policy, erased=erased).save(out / "manifest.json")
     shutil.rmtree(out / "work", ignore_errors=True)  # what is finished needs no checkpoint
@@ -223,7 +222,7 @@ def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
                 value.requires_grad_(False)
         seconds = min(seconds, time.monotonic() - begin)
     work = c.relearn_steps * share + mask + min(checks, c.relearn_steps * CHECK)
-    return f"at most {steps} training steps: about {view.duration(1.2 * work * seconds)}"
+    return f"at most {steps} training steps: about {text.duration(1.2 * work * seconds)}"
 
 
 def keygen(options: GuardKeygen) -> int:
@@ -348,7 +347,7 @@ def _part(tensor: FrozenTensor) -> str:
 
 def _row(name: str, tensors: list[FrozenTensor]) -> tuple[str, str, str]:
     held, total = sum(t.size for t in tensors if t.frozen), sum(t.size for t in tensors)
-    share = f"{held / max(total, 1):.0%} of {view.size(total, '')}"
+    share = f"{held / max(total, 1):.0%} of {text.size(total, '')}"
     return name, f"{sum(t.frozen for t in tensors)} of {len(tensors)}", share
 
 

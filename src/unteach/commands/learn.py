@@ -21,7 +21,7 @@ from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
 from unteach.continual.methods import AnyMethod, make
 from unteach.continual.metrics import matrix_of, summary
-from unteach.continual.plugins import Plugin, make_plugin
+from unteach.continual.plugins import Plugin, plugins
 from unteach.continual.streams import Scenario, Stream, with_scenario
 from unteach.core import places, processes, reading, state
 from unteach.core.registry import near
@@ -210,7 +210,7 @@ def _method(record: Mapping[str, Any]) -> AnyMethod:
 
 def _plugin(record: Mapping[str, Any]) -> Plugin:
     settings = dict(record)
-    return make_plugin(settings.pop("plug-in", None), **settings)
+    return plugins.make(settings.pop("plug-in", None), **settings)
 
 
 @functools.cache

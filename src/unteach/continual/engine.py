@@ -17,12 +17,13 @@ from unteach.continual.evaluation import Evaluation, TaskRow, evaluate
 from unteach.continual.learner import Learner, Training
 from unteach.continual.methods import AnyMethod, Method, make
 from unteach.continual.objective import Objective
-from unteach.continual.plugins import Plugin, make_plugin
+from unteach.continual.plugins import Plugin, plugins
 from unteach.continual.plugins.refresh import Refresh
 from unteach.continual.step import StepContext
 from unteach.continual.streams.base import Stream
 from unteach.continual.view import View
 from unteach.core import seeds
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Loop, Stateful, Step
 from unteach.errors import ConfigError, NumericsError
 
@@ -105,7 +106,7 @@ def learn(
     out: Path | None = None,
     save_every: int = 1000,
     device: torch.device | str | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
     options: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Train a network on a stream of tasks.
@@ -120,7 +121,7 @@ def learn(
         out: folder for checkpoints and the log; the same call goes on where it was stopped, bit for bit.
         save_every: steps between checkpoints.
         device: default: a GPU when there is one.
-        progress: show a bar.
+        events: told of each step; an exception from it stops the run.
         options: of the network.
 
     Returns:
@@ -134,7 +135,7 @@ def learn(
     trainer = Trainer(
         stream, method, network=network, plugin=plugin, training=training, seed=seed, device=device, options=options
     )
-    return trainer.run(out, save_every=save_every, progress=progress)
+    return trainer.run(out, save_every=save_every, events=events)
 
 
 class Trainer:
@@ -156,7 +157,7 @@ class Trainer:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         method = make(method) if isinstance(method, str) else method
-        plugin = make_plugin(plugin) if isinstance(plugin, str) else plugin
+        plugin = plugins.make(plugin) if isinstance(plugin, str) else plugin
         training = training or Training()
         _fits(stream, method, training, plugin)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -193,7 +194,7 @@ class Trainer:
         self.x = self.y = self.t = torch.empty(0)
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def run(self, out: Path | None = None, *, save_every: int = 1000, progress: bool = False) -> Outcome:
+    def run(self, out: Path | None = None, *, save_every: int = 1000, events: Events = SILENT) -> Outcome:
         """Train through the whole stream; see :func:`learn`."""
         learner, held = self.learner, dict[str, Stateful](learner=self, progress=self.done)
         if self.state is not None:
@@ -209,7 +210,7 @@ class Trainer:
             out=out,
             save_every=save_every,
             log_every=LOG_EVERY,
-            progress=progress,
+            events=events,
             label=f"{self.method.label}{'' if self.plugin is None else ' + ' + self.plugin.name}, seed {learner.seed}",
         )
         loop.run(self.step)

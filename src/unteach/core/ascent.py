@@ -23,7 +23,7 @@ EPS = 1e-20  # keeps 0/0 out of a normalised direction; far below any gradient's
 class Preconditioner(Protocol):
     """P, a fixed symmetric positive matrix over a list of tensors (refresh §2.4)."""
 
-    def apply(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def times(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """P x, in new tensors."""
 
     def root(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -31,29 +31,6 @@ class Preconditioner(Protocol):
 
     def eigenvalues(self) -> list[Tensor]:
         """The eigenvalues of P, in tensors of any shape."""
-
-
-@dataclass(frozen=True, eq=False)
-class Diagonal:
-    """A diagonal P.
-
-    Args:
-        values: P, one tensor in the shape of each parameter.
-    """
-
-    values: Sequence[Tensor]
-
-    def apply(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """P x, elementwise."""
-        return list(torch._foreach_mul(list(tensors), list(self.values)))
-
-    def root(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """√P x, elementwise."""
-        return list(torch._foreach_mul(list(tensors), list(torch._foreach_sqrt(list(self.values)))))
-
-    def eigenvalues(self) -> list[Tensor]:
-        """P itself."""
-        return list(self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +53,12 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Kronecker:
+class Eigenbasis:
     """P for A ⊗ G a layer, damped exactly in the eigenbasis; tensors of no layer keep P = I."""
 
     layers: Sequence[Layer]
 
-    def apply(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def times(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """P x: U_G [values ∘ (U_Gᵀ x U_A)] U_Aᵀ a layer."""
         return self._scale(tensors, [layer.values for layer in self.layers])
 
@@ -115,13 +92,13 @@ def inverse(curvature: Tensor, damping: float, form: InverseForm = "damped") -> 
 
 
 @torch.no_grad()
-def kronecker(
+def damped_inverse(
     factors: Mapping[str, tuple[Tensor, Tensor]],
     names: Sequence[str],
     shapes: Sequence[Sequence[int]],
     damping: float,
     form: InverseForm = "damped",
-) -> Kronecker:
+) -> Eigenbasis:
     """P = (A ⊗ G + λI)⁻¹ a layer, exact: in the eigenbasis the curvature is the products of the eigenvalues.
 
     Args:
@@ -160,7 +137,7 @@ def kronecker(
         (values_a, right), (values_g, left) = torch.linalg.eigh(a), torch.linalg.eigh(g)
         curvature = torch.outer(values_g.clamp(min=0), values_a.clamp(min=0))
         layers.append(Layer(weight, bias, left, right, inverse(curvature, damping, form)))
-    return Kronecker(layers)
+    return Eigenbasis(layers)
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:

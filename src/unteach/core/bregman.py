@@ -6,7 +6,7 @@ lies outside a generator's domain shows as an infinite or undefined divergence. 
 fp32 and the result is fp32. The target is not detached; whoever does not want its gradient detaches it.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,26 +16,80 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unteach.core.curvature import Curvature, differences
-from unteach.core.divergence import Generator, generators
-from unteach.core.gaussian import GaussianMean, GaussianNatural
-from unteach.core.settings import setting
+from unteach.core.settings import Settings, setting
 from unteach.errors import ConfigError
 
 __all__ = [
-    "BinaryNegEntropy",
-    "GaussianMean",
-    "GaussianNatural",
     "Generator",
     "LogSumExp",
     "MeanSquare",
     "NegEntropy",
     "Quadratic",
-    "QuarterSquare",
     "Softplus",
     "Square",
-    "generators",
+    "gaussian_kl",
     "labels",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Settings, ABC):
+    """A differentiable convex Φ over the last dimension.
+
+    A new one implements ``_value``, ``_gradient`` and ``_divergence`` for checked inputs in fp32 or fp64.
+    """
+
+    kind: ClassVar[str] = "generator"
+
+    def value(self, u: Tensor) -> Tensor:
+        """Φ(u): (..., C) to (...)."""
+        return self._value(self._checked(u))
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """∇Φ(u), shape of ``u``."""
+        return self._gradient(self._checked(u))
+
+    def divergence(self, a: Tensor, b: Tensor) -> Tensor:
+        """D_Φ(a, b), in a form without the cancellation of the definition; differentiable in both.
+
+        Args:
+            a: the model's outputs, (..., C).
+            b: targets, same shape.
+
+        Returns:
+            One divergence a row, (...).
+
+        Raises:
+            ConfigError: shapes that differ, or inputs that are not floating point.
+        """
+        return self._divergence(*self._pair(a, b))
+
+    @abstractmethod
+    def _value(self, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _gradient(self, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _divergence(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+    def _pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if a.shape != b.shape:
+            raise ConfigError(
+                f"the two arguments of the divergence '{self.name}' differ in shape",
+                found=f"{tuple(a.shape)} and {tuple(b.shape)}",
+                fix="give one target for each row of outputs, over the same classes",
+            )
+        return self._checked(a), self._checked(b)
+
+    def _checked(self, u: Tensor) -> Tensor:
+        if not u.is_floating_point() or u.dim() == 0:
+            raise ConfigError(
+                f"the generator '{self.name}' takes floating-point tensors with at least one dimension",
+                found=f"{u.dtype} of shape {tuple(u.shape)}",
+                fix="labels become targets by labels(y, classes)",
+            )
+        return u.to(torch.promote_types(u.dtype, torch.float32))
 
 
 # ---- squares ----
@@ -58,7 +112,6 @@ class _Squares(Generator):
         return self._scale(a.shape[-1]) * (a - b).square().sum(-1)
 
 
-@generators.add("square")
 @dataclass(frozen=True, kw_only=True)
 class Square(_Squares):
     """Φ = Σ u², D = ‖a - b‖² (DER); with ``half`` both carry ½."""
@@ -66,49 +119,23 @@ class Square(_Squares):
     name: ClassVar[str] = "square"
     half: bool = False
 
-    def conjugate(self) -> Generator:
-        """¼ Σ v²; with ``half`` Φ is its own conjugate."""
-        return self if self.half else QuarterSquare()
-
     def _scale(self, width: int) -> float:
         return 0.5 if self.half else 1.0
 
 
-@generators.add("mean-square")
 @dataclass(frozen=True, kw_only=True)
 class MeanSquare(_Squares):
     """Φ = (1/C) Σ u², D = the mean squared error over classes, which ``mse_loss`` computes (α of Mammoth's DER)."""
 
     name: ClassVar[str] = "mean-square"
 
-    def conjugate(self) -> Generator:
-        """(C/4) Σ v²."""
-        return QuarterSquare(times_width=True)
-
     def _scale(self, width: int) -> float:
         return 1 / width
-
-
-@generators.add("quarter-square")
-@dataclass(frozen=True, kw_only=True)
-class QuarterSquare(_Squares):
-    """Φ = ¼ Σ v², the conjugate of :class:`Square`; with ``times_width`` (C/4) Σ v², that of :class:`MeanSquare`."""
-
-    name: ClassVar[str] = "quarter-square"
-    times_width: bool = False
-
-    def conjugate(self) -> Generator:
-        """Σ u², or (1/C) Σ u²."""
-        return MeanSquare() if self.times_width else Square()
-
-    def _scale(self, width: int) -> float:
-        return width / 4 if self.times_width else 0.25
 
 
 # ---- categorical ----
 
 
-@generators.add("negent")
 @dataclass(frozen=True, kw_only=True)
 class NegEntropy(Generator):
     """Negative entropy Φ = Σ p log p on the simplex; D = KL(a ‖ b).
@@ -124,10 +151,6 @@ class NegEntropy(Generator):
     name: ClassVar[str] = "negent"
     mass: float = setting(1.0, above=0.0)
 
-    def conjugate(self) -> Generator:
-        """Log-sum-exp at temperature ``mass``."""
-        return LogSumExp(temperature=self.mass)
-
     def _value(self, u: Tensor) -> Tensor:
         return self.mass * torch.xlogy(u, u / self.mass).sum(-1)
 
@@ -138,7 +161,6 @@ class NegEntropy(Generator):
         return self.mass * _relative_entropy(a, b).sum(-1)
 
 
-@generators.add("lse")
 @dataclass(frozen=True, kw_only=True)
 class LogSumExp(Generator):
     """Φ = T² log Σ exp(u/T) on logits; D = T² KL(softmax(b/T) ‖ softmax(a/T)).
@@ -149,10 +171,6 @@ class LogSumExp(Generator):
 
     name: ClassVar[str] = "lse"
     temperature: float = setting(1.0, above=0.0)
-
-    def conjugate(self) -> Generator:
-        """Negative entropy of vectors that sum to T."""
-        return NegEntropy(mass=self.temperature)
 
     def to_label(self, a: Tensor, y: Tensor) -> Tensor:
         """The exact limit s → ∞ of ``divergence(a, labels(y, C, s))``: T² times the cross-entropy at temperature T.
@@ -212,16 +230,11 @@ def labels(y: Tensor, classes: int, scale: float = 40.0, dtype: torch.dtype = to
 # ---- Bernoulli ----
 
 
-@generators.add("softplus")
 @dataclass(frozen=True, kw_only=True)
 class Softplus(Generator):
     """Φ = Σ log(1 + e^u) on logits; D = Σ_c binary KL(σ(b_c) ‖ σ(a_c)): sigmoid heads, iCaRL."""
 
     name: ClassVar[str] = "softplus"
-
-    def conjugate(self) -> Generator:
-        """Binary negative entropy."""
-        return BinaryNegEntropy()
 
     def _value(self, u: Tensor) -> Tensor:
         return -F.logsigmoid(-u).sum(-1)  # F.softplus is linear above 20, which is 2e-9 off
@@ -233,27 +246,6 @@ class Softplus(Generator):
         on = b.sigmoid() * (F.logsigmoid(b) - F.logsigmoid(a))
         off = (-b).sigmoid() * (F.logsigmoid(-b) - F.logsigmoid(-a))
         return (on + off).sum(-1)
-
-
-@generators.add("binary-negent")
-@dataclass(frozen=True, kw_only=True)
-class BinaryNegEntropy(Generator):
-    """Φ = Σ p log p + (1-p) log(1-p) on [0, 1]^C; D = Σ_c binary KL(a_c ‖ b_c). Zeros as in :class:`NegEntropy`."""
-
-    name: ClassVar[str] = "binary-negent"
-
-    def conjugate(self) -> Generator:
-        """Softplus."""
-        return Softplus()
-
-    def _value(self, u: Tensor) -> Tensor:
-        return (torch.xlogy(u, u) + torch.xlogy(1 - u, 1 - u)).sum(-1)
-
-    def _gradient(self, u: Tensor) -> Tensor:
-        return u.log() - (-u).log1p()
-
-    def _divergence(self, a: Tensor, b: Tensor) -> Tensor:
-        return (_relative_entropy(a, b) + _relative_entropy(1 - a, 1 - b)).sum(-1)
 
 
 def _relative_entropy(a: Tensor, b: Tensor) -> Tensor:
@@ -279,19 +271,42 @@ class Quadratic:
         """½ uᵀAu, shape ()."""
         return 0.5 * self.curvature.quadratic(u)
 
-    def gradient(self, u: Sequence[Tensor]) -> list[Tensor]:
-        """A u, shapes of ``u``."""
-        return self.curvature.times(u)
-
     def divergence(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """½ (a - b)ᵀ A (a - b), shape (); its gradient in ``a`` is ``gradient`` of the differences.
+        """½ (a - b)ᵀ A (a - b), shape (); its gradient in ``a`` is A (a - b).
 
         Raises:
             ConfigError: lists or shapes that do not match each other or the curvature.
         """
         return self.value(differences(a, b))
 
-    def definition(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """Ψ(a) - Ψ(b) - <∇Ψ(b), a - b> as it is written."""
-        slope = torch.stack([(g * d).sum() for g, d in zip(self.gradient(b), differences(a, b), strict=True)])
-        return self.value(a) - self.value(b) - slope.sum()
+
+def gaussian_kl(
+    mean_a: Tensor | Sequence[Tensor],
+    var_a: Tensor | Sequence[Tensor],
+    mean_b: Tensor | Sequence[Tensor],
+    var_b: Tensor | Sequence[Tensor],
+) -> Tensor:
+    """KL(q_a ‖ q_b) of mean-field Gaussians, the weight term of VCL; shape ().
+
+    Summed over all entries of tensors, or of lists of tensors, of equal shapes. A variance that is not positive shows
+    as a NaN or an infinity.
+
+    Raises:
+        ConfigError: lists or shapes that do not match.
+    """
+    given = (mean_a, var_a, mean_b, var_b)
+    lists = [[each] if isinstance(each, Tensor) else list(each) for each in given]
+    shapes = [[tuple(t.shape) for t in each] for each in lists]
+    if any(each != shapes[0] for each in shapes) or not shapes[0]:
+        raise ConfigError(
+            "means and variances of the two Gaussians differ in number or shape",
+            found=" / ".join(map(str, shapes)),
+            fix="give four tensors, or four lists of tensors, of the same shapes",
+        )
+    wide = [[t.to(torch.promote_types(t.dtype, torch.float32)) for t in each] for each in lists]
+    return torch.stack([_gaussian_kl(*each).sum() for each in zip(*wide, strict=True)]).sum()
+
+
+def _gaussian_kl(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
+    ratio = var_a / var_b
+    return 0.5 * ((ratio - 1 - ratio.log()) + (mean_a - mean_b).square() / var_b)

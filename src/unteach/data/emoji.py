@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from unteach.core.registry import near
-from unteach.data.world import (
+from unteach.data.vocabulary import (
     HELD_OUT_TEMPLATES,
     OBJECTS,
     STYLES,

@@ -12,21 +12,17 @@ from typing import Any, ClassVar
 from torch import nn
 
 from unteach.core.masks import select
-from unteach.core.registry import Registry
+from unteach.core.registry import Methods
 from unteach.core.settings import Settings, setting
-from unteach.core.settings import make as make_settings
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.erase.job import Job
 from unteach.errors import ModelError
 
-__all__ = ["Method", "make", "methods", "presets", "setting"]
+__all__ = ["Method", "make", "methods", "setting"]
 
-methods: Registry[type["Method"]] = Registry("method")
-"""Every method of erasing, by name."""
-
-presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
-"""Named settings: preset name to (method name, the settings that differ from the method's defaults)."""
+methods: Methods["Method"] = Methods("method")
+"""Every method of erasing, by name, and their presets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +91,4 @@ def make(name: object, /, **settings: Any) -> Method:
     Raises:
         ConfigError: no such name (near misses are listed), or wrong settings (all are listed).
     """
-    return make_settings("method", methods, presets, name, settings)
+    return methods.make(name, **settings)

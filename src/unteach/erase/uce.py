@@ -23,7 +23,7 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.tokens import last_token, limit, name_end, read
 from unteach.erase.job import Job
-from unteach.erase.method import Method, methods, presets, setting
+from unteach.erase.method import Method, methods, setting
 from unteach.errors import DataError, ModelError
 
 ERASED, KEPT = 64.0, 240.0
@@ -155,7 +155,5 @@ def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p:
     return edit
 
 
-presets.add("uce-plain")(("uce", {"kept_words": 0, "contexts": 0, "balance": False}))
-presets.add("uce-official")(
-    ("uce", {"kept_words": 0, "contexts": 0, "balance": False, "tokens": "last", "templates": False})
-)
+methods.preset("uce-plain", "uce", kept_words=0, contexts=0, balance=False)
+methods.preset("uce-official", "uce", kept_words=0, contexts=0, balance=False, tokens="last", templates=False)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from unteach.core import seeds
 from unteach.core.registry import near
-from unteach.data import world as emoji
+from unteach.data import vocabulary
 from unteach.data.concepts import Concept
 from unteach.errors import ConfigError
-from unteach.evaluate.presence import Domain
+from unteach.evaluate.metrics.presence import Domain
 
 UNLEARNING, HELD_OUT, OTHER_NAMES = "unlearning set", "held-out templates", "other names"
 SETS = (UNLEARNING, HELD_OUT, OTHER_NAMES)
@@ -45,11 +45,11 @@ class World:
     def emoji(cls) -> "World":
         """EmojiCanvas, the world of the bundled model."""
         return cls(
-            objects=tuple(info.names for info in emoji.OBJECTS),
-            styles=emoji.STYLES,
-            train_templates=emoji.TRAIN_TEMPLATES,
-            held_out_templates=emoji.HELD_OUT_TEMPLATES,
-            caption=emoji.caption,
+            objects=tuple(info.names for info in vocabulary.OBJECTS),
+            styles=vocabulary.STYLES,
+            train_templates=vocabulary.TRAIN_TEMPLATES,
+            held_out_templates=vocabulary.HELD_OUT_TEMPLATES,
+            caption=vocabulary.caption,
         )
 
     def locate(self, concept: Concept) -> tuple[Domain, int]:

@@ -36,7 +36,7 @@ class Metric:
     """One number with its 95 % interval and sample size.
 
     Attributes:
-        name: "UA", "IRA", "CRA", ... (see ``evaluate.presence`` for the definitions).
+        name: "UA", "IRA", "CRA", ... (see ``evaluate.metrics.presence`` for the definitions).
         value: in ``unit``.
         low: lower end of the interval.
         high: upper end of the interval.

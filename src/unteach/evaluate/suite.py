@@ -18,17 +18,27 @@ import torch
 from torch import Tensor
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.core.seeds import integer
 from unteach.data.concepts import Concept
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
-from unteach.errors import CheckpointError, ConfigError, DataError
-from unteach.evaluate import environment, measures
-from unteach.evaluate.images import ImageStore
-from unteach.evaluate.pictures import grids
-from unteach.evaluate.presence import Answers, Domain, retained
+from unteach.errors import ConfigError, DataError
+from unteach.evaluate import environment
+from unteach.evaluate.grids import grids
+from unteach.evaluate.image_cache import ImageStore
+from unteach.evaluate.metrics.presence import Answers, Domain, retained
+from unteach.evaluate.metrics.tables import (
+    Subject,
+    drift_metrics,
+    kept_table,
+    none_metrics,
+    presence_metrics,
+    seen_table,
+)
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
 from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
 
@@ -58,7 +68,7 @@ def evaluate_canvas(
     command: str = "",
     notes: Mapping[str, str] | None = None,
     method_seconds: float | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> Results:
     """Compare a model with itself plus a delta, on the prompts of a protocol.
 
@@ -81,7 +91,7 @@ def evaluate_canvas(
         command: the exact command that makes this result, for the report.
         notes: name to one-line explanation, shown in the report.
         method_seconds: wall time of making the delta, for the report.
-        progress: show bars.
+        events: told of the pictures that are drawn.
 
     Raises:
         ConfigError: unknown protocol, a target that is not of this world, no judge, no seed.
@@ -133,14 +143,14 @@ def evaluate_canvas(
 
     cache = Path(before) if before is not None else (None if folder is None else folder / "before")
     old = ImageStore(cache, {**sampling, "delta": None}).fetch(
-        items, draw, chunk=batch_size, progress=progress, label="before"
+        items, draw, chunk=batch_size, events=events, label="before"
     )
     if delta is None:
         new = old
     else:
         store = ImageStore(None if folder is None else folder / "after", {**sampling, "delta": change})
         with delta.apply(model, scale=scale):
-            new = store.fetch(items, draw, chunk=batch_size, progress=progress, label="after")
+            new = store.fetch(items, draw, chunk=batch_size, events=events, label="after")
 
     answers = {name: _judged(name, judge, old, new, rows, world) for name, judge in judges.items()}
     metrics, tables = _measure(world, concepts, rows, old, new, answers)
@@ -180,18 +190,8 @@ def _finished(path: Path, config: Mapping[str, Any]) -> Results | None:
     if not path.exists():
         return None
     results = Results.load(path)
-    if state.canonical(results.config) != state.canonical(config):
-        differing = sorted(key for key in config if not _same(results.config.get(key), config[key]))
-        raise CheckpointError(
-            f"{path} holds an evaluation of another configuration",
-            found=f"different: {', '.join(differing) or 'keys'}",
-            fix="choose another folder, or delete that one",
-        )
+    same(path, results.config, config, what="evaluation")
     return results if results.status == "complete" else None
-
-
-def _same(one: object, two: object) -> bool:
-    return state.canonical(one) == state.canonical(two)
 
 
 def _judged(
@@ -241,22 +241,22 @@ def _measure(
         counts = rest | (asked.asked(domain) == target)
         names = objects if domain == "object" else list(world.styles)
         for judge, (first, second) in answers.items():
-            subject = measures.Subject(concept=concept.target, target=target, domain=domain, judge=judge)
+            subject = Subject(concept=concept.target, target=target, domain=domain, judge=judge)
             for prompts in SETS:
                 chosen = counts & (sets == prompts)
                 if chosen.any():
                     pair = (first[chosen], second[chosen])
-                    metrics += measures.presence_metrics(subject, *pair, prompts)
-                    metrics += measures.none_metrics(subject, *pair, prompts, none)
-            tables.append(measures.kept_table(subject, first[counts], second[counts], objects, world.styles))
-            seen = measures.seen_table(subject, first, second, names)
+                    metrics += presence_metrics(subject, *pair, prompts)
+                    metrics += none_metrics(subject, *pair, prompts, none)
+            tables.append(kept_table(subject, first[counts], second[counts], objects, world.styles))
+            seen = seen_table(subject, first, second, names)
             tables += [] if seen is None else [seen]
     for prompts in SETS:
         chosen = rest & (sets == prompts)
         if chosen.any():
             picked = torch.from_numpy(chosen)
             pairs = {judge: (first[chosen], second[chosen]) for judge, (first, second) in answers.items()}
-            metrics += measures.drift_metrics(old[picked], new[picked], pairs, prompts)
+            metrics += drift_metrics(old[picked], new[picked], pairs, prompts)
     return metrics, tables
 
 

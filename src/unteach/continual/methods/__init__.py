@@ -17,7 +17,7 @@ from unteach.continual.methods import (
     vcl,
     xder,
 )
-from unteach.continual.methods.base import Form, Method, Replay, methods, presets
+from unteach.continual.methods.base import Form, Method, Replay, methods
 from unteach.continual.methods.combined import AnyMethod, Combined, make
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "make",
     "methods",
     "plain",
-    "presets",
     "subspaces",
     "vcl",
     "xder",

@@ -1,9 +1,8 @@
 """What a method of continual learning is: settings, a list of terms, and where needed a rule on the gradient."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +11,16 @@ from unteach.continual.learner import Learner
 from unteach.continual.memory.buffer import Memory
 from unteach.continual.terms import Rule, Term
 from unteach.continual.view import View
-from unteach.core.registry import Registry
+from unteach.core.registry import Methods
 from unteach.core.settings import Settings, setting
 
-__all__ = ["Form", "Method", "Replay", "methods", "presets", "setting"]
+__all__ = ["Form", "Method", "Replay", "methods", "setting"]
 
 Form = Literal["exact", "exact up to a constant", "exact given the weights", "limit", "approximate", "outside"]
 """How a method stands to the one objective (refresh.md §1.3)."""
 
-methods: Registry[type["Method"]] = Registry("method")
-"""Every method of continual learning, by name."""
-
-presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
-"""Named settings: preset name to (method name, the settings that differ from the method's defaults)."""
+methods: Methods["Method"] = Methods("method")
+"""Every method of continual learning and its presets, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

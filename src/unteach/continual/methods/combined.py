@@ -1,7 +1,7 @@
 """Several methods as one, and any method by its name."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
 from unteach.continual.memory.buffer import Memory
-from unteach.continual.methods.base import Form, Method, Replay, methods, presets
+from unteach.continual.methods.base import Form, Method, Replay, methods
 from unteach.continual.sources import CurrentBatch
 from unteach.continual.terms import Rule, TaskLoss, Term
 from unteach.continual.view import View
-from unteach.core.settings import make as make_settings
 from unteach.errors import ConfigError
 
 
@@ -141,17 +140,13 @@ def make(name: object, /, **settings: Any) -> Method | Combined:
     if isinstance(name, str) and " + " in name:
         names, taken, parts = name.split(" + "), set[str](), []
         for one in names:
-            known = {f.name for f in dataclasses.fields(type(_make(one.strip(), {})))}
+            known = {f.name for f in dataclasses.fields(type(methods.make(one.strip())))}
             taken |= known & set(settings)
-            parts.append(_make(one.strip(), {key: settings[key] for key in known & set(settings)}))
+            parts.append(methods.make(one.strip(), **{key: settings[key] for key in known & set(settings)}))
         if left := sorted(set(settings) - taken):
             raise ConfigError(f"no part of '{name}' has these settings", found=", ".join(left))
         return Combined(tuple(parts))
-    return _make(name, settings)
-
-
-def _make(name: object, settings: Mapping[str, Any]) -> Method:
-    return make_settings("method", methods, presets, name, settings)
+    return methods.make(name, **settings)
 
 
 AnyMethod = Method | Combined

@@ -13,7 +13,7 @@ from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Method, methods, setting
 from unteach.continual.terms import TaskLoss, Term
 from unteach.continual.view import View
-from unteach.core.bregman import GaussianMean
+from unteach.core.bregman import gaussian_kl
 
 
 class MeanField(nn.Module):
@@ -78,7 +78,7 @@ class Posterior(Term):
         old_mean = self.mean or [torch.zeros_like(m) for m in mean]
         old_std = self.log_std or [torch.full_like(m, math.log(self.prior_std)) for m in mean]
         parts = [
-            GaussianMean.kl(m, (2 * s).exp(), a, (2 * b).exp())
+            gaussian_kl(m, (2 * s).exp(), a, (2 * b).exp())
             for m, s, a, b in zip(mean, log_std, old_mean, old_std, strict=True)
         ]
         return torch.stack(parts).sum() / self.samples

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unteach.continual.learner import Learner
 from unteach.continual.memory.buffer import Memory
-from unteach.continual.methods.base import Form, methods, presets, setting
+from unteach.continual.methods.base import Form, methods, setting
 from unteach.continual.methods.der import DERPlusPlus
 from unteach.continual.sources import FromMemory, Labels, StoredLogits
 from unteach.continual.terms import Output, TaskLoss, Term
@@ -131,6 +131,4 @@ class XDER(DERPlusPlus):
 
 
 # The released code but for what docs/paper-settings.md lists: contrastive preparation, hinges, updates while training.
-presets.add("x-der-official")(
-    ("x-der", {"threshold": "own", "heads": "new and future", "fill": "task end", "memory_heads": "past"})
-)
+methods.preset("x-der-official", "x-der", threshold="own", heads="new and future", fill="task end", memory_heads="past")

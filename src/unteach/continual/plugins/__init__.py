@@ -1,14 +1,12 @@
 """Plug-ins around a step of any method; importing this registers them all."""
 
 from unteach.continual.plugins import controls, refresh, sharpness
-from unteach.continual.plugins.base import Plugin, PluginState, make_plugin, plugin_presets, plugins
+from unteach.continual.plugins.base import Plugin, PluginState, plugins
 
 __all__ = [
     "Plugin",
     "PluginState",
     "controls",
-    "make_plugin",
-    "plugin_presets",
     "plugins",
     "refresh",
     "sharpness",

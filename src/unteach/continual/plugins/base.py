@@ -7,26 +7,20 @@ A plug-in may look at gradients elsewhere, change them, or move the weights befo
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from unteach.continual.learner import Learner
 from unteach.continual.step import StepContext
-from unteach.core.registry import Registry
-from unteach.core.settings import Settings, make, setting
+from unteach.core.registry import Methods
+from unteach.core.settings import Settings, setting
 from unteach.errors import CheckpointError
 
-__all__ = [
-    "GradientPlugin",
-    "Gradients",
-    "Plugin",
-    "PluginState",
-    "make_plugin",
-    "plugin_presets",
-    "plugins",
-    "setting",
-]
+__all__ = ["GradientPlugin", "Gradients", "Plugin", "PluginState", "plugins", "setting"]
+
+plugins: Methods["Plugin"] = Methods("plug-in")
+"""Every plug-in and its presets, by name."""
 
 Gradients = list[Tensor | None]
 """One entry a parameter; None where the loss does not reach it."""
@@ -118,19 +112,3 @@ class GradientPlugin(Plugin):
     @abstractmethod
     def gradient(self, context: StepContext) -> Gradients:
         """The gradient to descend; the parameters are as they were when this returns."""
-
-
-plugins: Registry[type[Plugin]] = Registry("plug-in")
-"""Every plug-in, by name."""
-
-plugin_presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("plug-in preset")
-"""Named settings: preset name to (plug-in name, the settings that differ from its defaults)."""
-
-
-def make_plugin(name: object, /, **settings: Any) -> Plugin:
-    """The plug-in or preset of this name, with ``settings`` laid over its own.
-
-    Raises:
-        ConfigError: no such name (near misses are listed), or wrong settings (all are listed).
-    """
-    return make("plug-in", plugins, plugin_presets, name, settings)

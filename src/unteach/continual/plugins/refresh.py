@@ -15,13 +15,13 @@ The released code (``inverse_form="official"``) rescales first and divides after
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from unteach.continual.learner import Learner
-from unteach.continual.plugins.base import Plugin, PluginState, plugin_presets, plugins, setting
+from unteach.continual.plugins.base import Plugin, PluginState, plugins, setting
 from unteach.continual.plugins.diagnostics import Diagnostics
 from unteach.continual.plugins.running_fisher import FisherKind, RunningFisher
 from unteach.continual.step import StepContext
@@ -174,7 +174,7 @@ class RefreshState(PluginState):
 
     def _p(self, tensors: list[Tensor]) -> list[Tensor]:
         p = self._fisher.preconditioner
-        return tensors if p is None else p.apply(tensors)
+        return tensors if p is None else p.times(tensors)
 
     def end_task(self, learner: Learner) -> None:
         """Take the task's Fisher information in, and say what the steps of the task did."""
@@ -217,23 +217,20 @@ def _moved(params: list[Tensor], direction: list[Tensor], size: float, before: l
 
 # γ of the paper's own grid (0.02 to 0.04). With P = F⁻¹ and hardly any damping the noise and γP are far larger
 # than the descent step: this is the formula, not a setting that trains (refresh §4.4).
-_PAPER = {"gamma": 0.03, "loss": "host", "preconditioner": "exact", "tau": 1.0}
-plugin_presets.add("refresh-paper")(("refresh", {**_PAPER, "temperature": 1.0, "damping": 1e-3}))
-plugin_presets.add("refresh-paper-quiet")(("refresh", {**_PAPER, "temperature": 0.0, "damping": 1.0}))
-plugin_presets.add("refresh-official-code")(
-    (
-        "refresh",
-        {
-            "gamma": 1e-5,
-            "normalise": "per-tensor",
-            "preconditioner": "official",
-            "inverse_form": "official",
-            "damping": 1e-3,
-            "noise": 1e-3,
-            "tau": 1e-5,
-            "loss": "current",
-            "fisher_samples": None,
-            "fisher_augment": True,
-        },
-    )
+_PAPER: dict[str, Any] = {"gamma": 0.03, "loss": "host", "preconditioner": "exact", "tau": 1.0}
+plugins.preset("refresh-paper", "refresh", **_PAPER, temperature=1.0, damping=1e-3)
+plugins.preset("refresh-paper-quiet", "refresh", **_PAPER, temperature=0.0, damping=1.0)
+plugins.preset(
+    "refresh-official-code",
+    "refresh",
+    gamma=1e-5,
+    normalise="per-tensor",
+    preconditioner="official",
+    inverse_form="official",
+    damping=1e-3,
+    noise=1e-3,
+    tau=1e-5,
+    loss="current",
+    fisher_samples=None,
+    fisher_augment=True,
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
-from unteach.core.ascent import Diagonal, InverseForm, Preconditioner, inverse, kronecker
+from unteach.core.ascent import InverseForm, Preconditioner, damped_inverse, inverse
+from unteach.core.curvature import Diagonal
 from unteach.core.fisher import fisher
 from unteach.core.fisher import kronecker as factors_of
 from unteach.errors import CheckpointError, NumericsError
@@ -70,7 +71,7 @@ class RunningFisher:
             layers = [name[2:] for name in self.tensors if name.startswith("A:")]
             factors = {layer: (self.tensors[f"A:{layer}"], self.tensors[f"G:{layer}"]) for layer in layers}
             shapes = [param.shape for param in self.params]
-            self.preconditioner = kronecker(factors, self.names, shapes, self.damping, self.form)
+            self.preconditioner = damped_inverse(factors, self.names, shapes, self.damping, self.form)
         elif self.tensors:
             self.preconditioner = Diagonal(
                 [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unteach.errors import DataError
-from unteach.evaluate.drift import PSNR_CAP, agreement, drift, per_image
+from unteach.evaluate.metrics.drift import PSNR_CAP, agreement, drift, per_image
 from unteach.evaluate.stats import bootstrap_mean, wilson
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from unteach.core import seeds
 from unteach.core.loop import Loop, Step
 from unteach.data.emoji import adaptation
-from unteach.data.world import (
+from unteach.data.vocabulary import (
     FILLER,
     HELD_OUT_TEMPLATES,
     OBJECT_TEMPLATES,
@@ -146,8 +146,8 @@ def train_reader(
     """Pre-train the text encoder and save it into ``folder/text_encoder``; returns accuracies by template set."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     reader = Reader(tokenizer, seed)
-    optimiser = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=max(steps, 1))
+    optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 1))
 
     def step(s: Step) -> dict[str, Tensor]:
         said = []
@@ -163,14 +163,14 @@ def train_reader(
         for logits, column in ((objects, 0), (styles, 1)):
             target = labels[:, column : column + 1].expand(where.shape)
             loss = loss + F.cross_entropy(logits[where], target[where])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         return {"loss": loss.detach()}
 
     Loop(
-        steps=steps, seed=seed, params=dict(reader.named_parameters()), state={"optimiser": optimiser, "lr": schedule},
+        steps=steps, seed=seed, params=dict(reader.named_parameters()), state={"optimizer": optimizer, "lr": schedule},
         config={"stage": "text encoder"}, out=out, save_every=100, log_every=50, progress=progress,
         label="text encoder",
     ).run(step)  # fmt: skip

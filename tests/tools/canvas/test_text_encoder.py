@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 
-from unteach.canvas import autoencoder, model_path, words
+from tools.canvas import autoencoder, text_encoder
+from unteach.canvas import model_path
 from unteach.data import emoji
-from unteach.data.world import FILLER, OBJECTS, STYLES
+from unteach.data.vocabulary import FILLER, OBJECTS, STYLES
 
 
 def test_captions_say_what_they_show() -> None:
     rng = random.Random(3)
     for _ in range(300):
         obj, style = rng.randrange(len(OBJECTS)), rng.randrange(len(STYLES))
-        text, said_object, said_style = words.draw_caption(obj, style, rng, invent=0.5)
+        text, said_object, said_style = text_encoder.draw_caption(obj, style, rng, invent=0.5)
         assert (said_object < len(OBJECTS)) == any(name in text for name in OBJECTS[obj].names)
         assert (said_style < len(STYLES)) == (STYLES[style] in text.split() or f"{STYLES[style]}," in text)
         assert said_object in (obj, len(OBJECTS)) and said_style in (style, len(STYLES))
@@ -23,17 +24,17 @@ def test_captions_say_what_they_show() -> None:
 def test_no_filler_is_an_invented_or_held_out_word() -> None:
     rng = random.Random(0)
     known = {w for o in OBJECTS for n in o.names for w in n.split()} | set(STYLES) | set(FILLER)
-    texts = [words.draw_caption(0, 0, rng, fill=1.0, invent=1.0)[0] for _ in range(50)]
+    texts = [text_encoder.draw_caption(0, 0, rng, fill=1.0, invent=1.0)[0] for _ in range(50)]
     assert any(set(text.replace(",", "").split()) - known for text in texts)
 
 
 def test_tokenizer_round_trip(tmp_path: Path) -> None:
-    made = words.build_tokenizer(tmp_path / "tokenizer")
-    bundled = words.CLIPTokenizer.from_pretrained(model_path() / "tokenizer")
+    made = text_encoder.build_tokenizer(tmp_path / "tokenizer")
+    bundled = text_encoder.CLIPTokenizer.from_pretrained(model_path() / "tokenizer")
     for text in ("a twemoji dog", "show me an unheard-of thing", ""):
-        ids = words.token_ids(made, [text])
-        assert ids.shape == (1, words.LENGTH)
-        assert torch.equal(ids, words.token_ids(bundled, [text]))
+        ids = text_encoder.token_ids(made, [text])
+        assert ids.shape == (1, text_encoder.LENGTH)
+        assert torch.equal(ids, text_encoder.token_ids(bundled, [text]))
         assert made.decode(ids[0], skip_special_tokens=True) == text.replace("-", " - ")
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from torch import Tensor
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.core.seeds import integer
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
-from unteach.errors import CheckpointError
 from unteach.evaluate import environment
-from unteach.evaluate.images import ImageStore, Item
-from unteach.evaluate.measures import drift_metrics
-from unteach.evaluate.pictures import png
+from unteach.evaluate.grids import png
+from unteach.evaluate.image_cache import ImageStore, Item
+from unteach.evaluate.metrics.tables import drift_metrics
 from unteach.evaluate.results import ConceptRecord, Cost, Grid, Results
 
 __all__ = ["compare"]
@@ -40,7 +41,7 @@ def compare(
     out: Path,
     command: str = "",
     method_seconds: float | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> Results:
     """Draw the prompts to keep and some of each target, with and without the delta, same noise; write ``out``.
 
@@ -59,7 +60,7 @@ def compare(
         out: folder of results.json and pictures.
         command: for the record.
         method_seconds: for the record.
-        progress: show bars.
+        events: told of the pictures that are drawn.
 
     Raises:
         CheckpointError: ``out`` holds another evaluation, or cannot be written.
@@ -85,8 +86,7 @@ def compare(
     path = out / "results.json"
     if path.exists():
         old = Results.load(path)
-        if state.canonical(old.config) != state.canonical(config):
-            raise CheckpointError(f"{path} holds another evaluation", fix="choose another --out")
+        same(path, old.config, config, what="evaluation")
         return old
     kept = _items(prompts, seeds)
     shown = {target: _items(texts, seeds[:1]) for target, texts in targets.items()}
@@ -103,9 +103,9 @@ def compare(
         )
 
     stores = [ImageStore(out / when, {**sampling, "delta": d}) for when, d in (("before", None), ("after", change))]
-    before = stores[0].fetch(items, draw, chunk=batch_size, progress=progress, label="before")
+    before = stores[0].fetch(items, draw, chunk=batch_size, events=events, label="before")
     with delta.apply(model, scale=scale):
-        after = stores[1].fetch(items, draw, chunk=batch_size, progress=progress, label="after")
+        after = stores[1].fetch(items, draw, chunk=batch_size, events=events, label="after")
     old_kept, new_kept = (store.fetch(kept, draw) for store in stores)
     pictures = {item: (before[i], after[i]) for i, item in enumerate(items)}
     results = Results(

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from unteach.evaluate import presence
-from unteach.evaluate.measures import (
+from unteach.evaluate.metrics import presence
+from unteach.evaluate.metrics.presence import Answers
+from unteach.evaluate.metrics.tables import (
     Subject,
     drift_metrics,
     kept_table,
@@ -11,7 +12,6 @@ from unteach.evaluate.measures import (
     presence_metrics,
     seen_table,
 )
-from unteach.evaluate.presence import Answers
 from unteach.evaluate.stats import mcnemar, paired_difference, wilson
 
 SUBJECT = Subject(concept="mono", target=1, domain="style", judge="cnn")

@@ -1,8 +1,8 @@
-"""Train the judges of EmojiCanvas: ``python -m unteach.canvas.train_judges``.
+"""Train the judges of EmojiCanvas: ``python -m tools.canvas.train_judges``.
 
 It takes minutes on one core and goes on when run again. Half of a batch is strongly augmented; on top the
-pictures are softened, grained, tinted and slightly bent, because a diffusion model's drawings are. Garbage
-comes on top, answered with "none of these".
+pictures are softened, grained, tinted and slightly bent, because a diffusion model's drawings are. Negatives
+come on top, answered with "none of these".
 """
 
 import argparse
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tools.canvas.negatives import Labelled, bend
 from torch import Generator, Tensor, nn
 
-from unteach.canvas import garbage, judges, model_path
-from unteach.canvas.garbage import Labelled, bend
-from unteach.canvas.nets import CLASSES, networks
+from tools.canvas import negatives
+from unteach.canvas import judges, model_path
+from unteach.canvas.nets import CLASSES, ConvNet, Logits, networks
 from unteach.core import seeds
 from unteach.core.loop import Loop, Step
 from unteach.core.registry import Registry
@@ -30,6 +31,9 @@ Spoil = Callable[[Tensor, Generator], Tensor]
 softeners: Registry[Spoil] = Registry("judge's augmentation")
 """Network name to how its training pictures are spoiled without losing their answer."""
 
+losses: Registry[Callable[[Logits, Tensor, Tensor], Tensor]] = Registry("judge's loss")
+"""Network name to its loss of (logits, objects, styles)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -37,9 +41,9 @@ class Recipe:
 
     Args:
         network: a name of :data:`unteach.canvas.nets.networks`.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch: views a step.
-        garbage: pictures without an answer a step, on top: a quarter each of halves, blends and bent ones,
+        negatives: pictures without an answer a step, on top: a quarter each of halves, blends and bent ones,
             and a quarter of the other kinds in turn.
         strong: share of the views that are strongly augmented.
         lr: peak learning rate (AdamW, warm-up, cosine to zero).
@@ -50,7 +54,7 @@ class Recipe:
     network: str
     steps: int
     batch: int = 96
-    garbage: int = 36
+    negatives: int = 36
     strong: float = 0.5
     lr: float = 3e-3
     weight_decay: float = 5e-3
@@ -59,14 +63,41 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "cnn": Recipe(network="cnn", steps=680, seed=1),
-    "patch": Recipe(network="patch", steps=1200, batch=128, garbage=48, strong=0.6, weight_decay=2e-2, seed=2),
+    "patch": Recipe(network="patch", steps=1200, batch=128, negatives=48, strong=0.6, weight_decay=2e-2, seed=2),
 }
 """The bundled judges' recipes."""
 
 DOUBT: dict[str, tuple[float, float]] = {"cnn": (-0.3, -1.0), "patch": (-0.5, -1.2)}
-"""Added to the logits of "none" (object, style) after training, which has too much garbage. Picked from a sweep over
-garbage and drawings of the bundled model, which the judges as trained (0, 0) refuse too readily, so that "none" for
-the object stays at 90 % or more on garbage but halves. Its card gives the figures of both settings."""
+"""Added to the logits of "none" (object, style) after training, which has too many negatives. Picked from a sweep over
+negatives and drawings of the bundled model, which the judges as trained (0, 0) refuse too readily, so that "none" for
+the object stays at 90 % or more on negatives but halves. Its card gives the figures of both settings."""
+
+
+@torch.no_grad()
+def doubt(net: nn.Module, objects: float, styles: float) -> None:
+    """Add to the logits of "none", for good; a network whose "none" is fixed loses as much from all its classes."""
+    for i, amount in enumerate((objects, styles)):
+        if isinstance(net, ConvNet):
+            net.get_parameter(f"where.{i}.bias")[-1] += amount
+        else:
+            net.get_parameter(f"heads.{i}.bias").sub_(amount)
+
+
+@losses.add("cnn")
+def _cross_entropy(logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
+    """Cross-entropy with a little label smoothing."""
+    pairs = zip(logits, (objects, styles), strict=True)
+    return torch.stack([F.cross_entropy(x, y, label_smoothing=0.02) for x, y in pairs]).sum()
+
+
+@losses.add("patch")
+def _binary_cross_entropy(logits: Logits, objects: Tensor, styles: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over the classes; styles, the harder question, count twice."""
+    parts = []
+    for x, y in zip(logits, (objects, styles), strict=True):
+        truth = F.one_hot(y, x.shape[1])[:, :-1].float()
+        parts.append(F.binary_cross_entropy_with_logits(x[:, :-1], truth, reduction="sum") / len(x))
+    return parts[0] + 2 * parts[1]
 
 
 def _chance(images: Tensor, share: float, generator: Generator) -> Tensor:
@@ -109,7 +140,7 @@ def _spoil_patch(images: Tensor, generator: Generator) -> Tensor:
         images = torch.where(_chance(images, 0.7, generator), through, images).clamp(0, 1)
     gamma = torch.exp(0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5))
     images = torch.where(_chance(images, 0.4, generator), images.clamp(1e-4, 1) ** gamma, images)
-    blotches = garbage.cloud(len(images), 16, generator) * 0.05
+    blotches = negatives.cloud(len(images), 16, generator) * 0.05
     images = torch.where(_chance(images, 0.3, generator), images + blotches, images)
     return _grain(images, 0.5, 0.08, generator)
 
@@ -121,16 +152,16 @@ def views(canvas: Canvas, count: int, generator: Generator, *, strong: bool = Fa
 
 
 def batch(canvas: Canvas, recipe: Recipe, step: int) -> Labelled:
-    """The pictures of one step: weak views, strong views, garbage."""
+    """The pictures of one step: weak views, strong views, negatives."""
     generator = seeds.generator(recipe.seed, "judge", recipe.network, step)
     strong = round(recipe.batch * recipe.strong)
     weak = views(canvas, recipe.batch - strong, generator)
     hard = views(canvas, strong, generator, strong=True)
     spoil = softeners[recipe.network]
-    easy = [kind for kind in garbage.TRAINED if kind not in garbage.HARD]
+    easy = [kind for kind in negatives.TRAINED if kind not in negatives.HARD]
     waste = [
-        garbage.make(kind, views(canvas, recipe.garbage // 4, generator, strong=step % 2 == 0), generator)
-        for kind in (*garbage.HARD, easy[step % len(easy)])
+        negatives.make(kind, views(canvas, recipe.negatives // 4, generator, strong=step % 2 == 0), generator)
+        for kind in (*negatives.HARD, easy[step % len(easy)])
     ]
     seen = spoil(torch.cat([weak.images, hard.images]), generator)
     spoiled = _grain(torch.cat([w.images for w in waste]), 0.3, 0.06, generator)
@@ -164,26 +195,26 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(recipe.seed, "judge weights", recipe.network))
         net = networks[recipe.network]()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     params = dict(net.named_parameters())
 
     def step(s: Step) -> dict[str, Tensor]:
         rate = recipe.lr * min(1.0, (s.index + 1) / 60) * 0.5 * (1 + math.cos(math.pi * s.index / s.total))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         images, objects, styles = batch(canvas, recipe, s.index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer(recipe.seed, "judge dropout", s.index))
             logits = net.train()(images)
-        loss: Tensor = net.loss(logits, objects, styles)  # type: ignore[operator]
-        optimiser.zero_grad()
+        loss = losses[recipe.network](logits, objects, styles)
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
         return {"loss": loss.detach()}
 
     loop = Loop(
         steps=recipe.steps, seed=recipe.seed, params=params,
-        state={"optimiser": optimiser, "net": _Buffers(net)}, config=asdict(recipe), out=out,
+        state={"optimizer": optimizer, "net": _Buffers(net)}, config=asdict(recipe), out=out,
         save_every=save_every, log_every=50, progress=progress, label=recipe.network, on_step=on_step,
     )  # fmt: skip
     loop.run(step)
@@ -206,14 +237,14 @@ class _Buffers:
         self.net.load_state_dict(state_dict, strict=False)
 
 
-CONDITIONS: tuple[str, ...] = ("weak views", "strong views", "soft views", *garbage.TRAINED, *garbage.UNSEEN)
+CONDITIONS: tuple[str, ...] = ("weak views", "strong views", "soft views", *negatives.TRAINED, *negatives.UNSEEN)
 """What :func:`measure` shows the judges."""
 
 
 def measure(
     judge: judges.Judge, conditions: Sequence[str] = CONDITIONS, *, per_pair: int = 2, seed: int = 1000
 ) -> dict[str, dict[str, float]]:
-    """How often a judge is right, on fresh views of all pairs and on garbage.
+    """How often a judge is right, on fresh views of all pairs and on negatives.
 
     Args:
         judge: the judge.
@@ -222,7 +253,7 @@ def measure(
         seed: root of the draws; each condition has its own.
 
     Returns:
-        condition to shares: "object" and "style" right (for garbage "style" counts only the pictures where no style
+        condition to shares: "object" and "style" right (for negatives "style" counts only the pictures where no style
         is left), and "n" pictures.
     """
     canvas = grid()
@@ -235,10 +266,10 @@ def measure(
         if name == "soft views":
             noise = torch.randn(seen.images.shape, generator=generator)
             seen = seen._replace(images=(soften(seen.images, 0.7) + 0.03 * noise).clamp(0, 1))
-        elif name in garbage.kinds:
-            seen = garbage.make(name, seen, generator)
+        elif name in negatives.kinds:
+            seen = negatives.make(name, seen, generator)
         said = judge(seen.images)
-        where = torch.ones_like(objects, dtype=torch.bool) if "views" in name else seen.styles == garbage.NO_STYLE
+        where = torch.ones_like(objects, dtype=torch.bool) if "views" in name else seen.styles == negatives.NO_STYLE
         right = [(a == b).float() for a, b in zip(said, (seen.objects, seen.styles), strict=True)]
         out[name] = {
             "object": float(right[0].mean()),
@@ -250,7 +281,7 @@ def measure(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m unteach.canvas.train_judges", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.canvas.train_judges", description=__doc__)
     parser.add_argument("--judge", choices=sorted(RECIPES), action="append", help="which (default: all)")
     parser.add_argument("--out", type=Path, default=Path("judges"), help="folder for checkpoints (default: judges)")
     parser.add_argument("--into", type=Path, default=model_path() / "judges", help="folder for finished judges")
@@ -259,7 +290,7 @@ def main() -> None:
     for name in args.judge or list(RECIPES):
         recipe = RECIPES[name]
         judge = train(recipe, out=args.out / name, progress=True)
-        judge.net.doubt(*DOUBT[name])  # type: ignore[operator]
+        doubt(judge.net, *DOUBT[name])
         path = judges.save(args.into / f"{name}.safetensors", name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name])
         table = measure(judges.load(path))
         judges.save(path, name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name], measured=table)

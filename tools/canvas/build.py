@@ -1,19 +1,18 @@
 """Train the bundled text-to-image model from scratch: one command, resumable, about 80 minutes on two cores.
 
-    python -m unteach.canvas.build --out runs/canvas
+    python -m tools.canvas.build --out runs/canvas
 
-Stages, each a process that starts from the files of the ones before: ``words`` (tokenizer and text encoder) and
-``eye`` (autoencoder) side by side, then ``denoiser`` and ``polish`` (two processes each, through
+Run it in the repository's root. Stages, each of which starts from the files of the ones before: ``text-encoder`` (and
+tokenizer) and ``autoencoder`` side by side, then ``denoiser`` and ``polish`` (two processes each, through
 :mod:`unteach.diffusion.finetune`; the second goes on at a low rate with more unknown words around the names), then
 ``pack`` (a fp16 pipeline folder). Running the command again goes on where it was stopped.
 """
 
 import argparse
 import functools
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ import diffusers
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from unteach.canvas import autoencoder, words
+from tools.canvas import autoencoder, text_encoder
 from unteach.core import seeds, state
 from unteach.core.kernels import fastest
 from unteach.core.loop import Step
-from unteach.core.stopping import child_environment, end_with_parent
+from unteach.core.stopping import end_with_parent
 from unteach.data import emoji
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.export import forget_paths
@@ -40,7 +40,7 @@ parts: Any = diffusers  # its classes are only partly typed
 VIEWS = 64
 """Views of every (object, style) pair that the model is trained on."""
 
-STAGES = ("words", "eye", "denoiser", "polish", "pack")
+STAGES = ("text-encoder", "autoencoder", "denoiser", "polish", "pack")
 
 
 def training_views(seed: int = 0, count: int = VIEWS) -> Tensor:
@@ -54,7 +54,7 @@ def training_views(seed: int = 0, count: int = VIEWS) -> Tensor:
     return torch.cat(parts)
 
 
-def eye(out: Path, *, steps: int, views: int, progress: bool) -> None:
+def fit_autoencoder(out: Path, *, steps: int, views: int, progress: bool) -> None:
     """Fit the encoder, train the decoder, save ``vae`` and the latents of all training views."""
     images = training_views(count=views)
     autoencoder.seeded(0)
@@ -69,7 +69,7 @@ def eye(out: Path, *, steps: int, views: int, progress: bool) -> None:
             [vae.encode(b.float() / 127.5 - 1).latent_dist.mean.half() for b in torch.split(images, 512)]
         )
     state.save(out / "latents.safetensors", {"latents": latents}, {"views": views})
-    autoencoder.train_decoder(vae, chosen, out / "eye", steps=steps, progress=progress)
+    autoencoder.train_decoder(vae, chosen, out / "autoencoder", steps=steps, progress=progress)
     vae.save_pretrained(out / "pipeline" / "vae")
 
 
@@ -79,7 +79,7 @@ def new_denoiser() -> Any:
     return parts.UNet2DConditionModel(
         sample_size=8, in_channels=autoencoder.LATENTS, out_channels=autoencoder.LATENTS, block_out_channels=(64, 128),
         layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=words.WIDTH, attention_head_dim=(2, 4), norm_num_groups=16,
+        cross_attention_dim=text_encoder.WIDTH, attention_head_dim=(2, 4), norm_num_groups=16,
     )  # fmt: skip
 
 
@@ -112,9 +112,11 @@ def denoiser(out: Path, *, steps: int, progress: bool, polish: bool = False) -> 
             rows.append(int(order(epoch)[position]))
             rng = random.Random(seeds.integer(s.seed, "caption", s.index, item))
             obj, style = divmod(rows[-1] % pairs, len(emoji.STYLES))
-            texts.append("" if rng.random() < 0.1 else words.draw_caption(obj, style, rng, fill=fill, invent=invent)[0])
+            texts.append(
+                "" if rng.random() < 0.1 else text_encoder.draw_caption(obj, style, rng, fill=fill, invent=invent)[0]
+            )
         with torch.no_grad():
-            hidden = encoder(words.token_ids(tokenizer, texts))[0]
+            hidden = encoder(text_encoder.token_ids(tokenizer, texts))[0]
         drawn = latents[rows].float().contiguous(memory_format=layout)
         return drawn, Conditioning(hidden)
 
@@ -139,6 +141,7 @@ def pipeline(out: Path, unet: nn.Module) -> Any:
     scheduler = parts.DPMSolverMultistepScheduler(
         num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
         prediction_type="v_prediction", algorithm_type="dpmsolver++", timestep_spacing="trailing",
+        steps_offset=1,
     )  # fmt: skip
     return parts.StableDiffusionPipeline(
         vae=parts.AutoencoderKL.from_pretrained(folder / "vae"),
@@ -168,41 +171,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--views", type=int, default=VIEWS, help="views of every object and style")
-    parser.add_argument("--reader-steps", type=int, default=900)
+    parser.add_argument("--text-encoder-steps", type=int, default=900)
     parser.add_argument("--decoder-steps", type=int, default=1800)
     parser.add_argument("--denoiser-steps", type=int, default=11_000)
     parser.add_argument("--polish-steps", type=int, default=2_500)
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if args.stage == "words":
-        words.build_tokenizer(args.out / "pipeline" / "tokenizer")
-        print(words.train_reader(args.out / "pipeline", args.out / "words", steps=args.reader_steps, progress=True))
-    elif args.stage == "eye":
-        eye(args.out, steps=args.decoder_steps, views=args.views, progress=True)
-    elif args.stage == "denoiser":
-        denoiser(args.out, steps=args.denoiser_steps, progress=True)
-    elif args.stage == "polish":
-        denoiser(args.out, steps=args.polish_steps, progress=True, polish=True)
-    elif args.stage == "pack":
-        print(pack(args.out))
-    else:
-        _all(sys.argv[1:] if argv is None else list(argv))
-
-
-def _all(argv: list[str]) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
-    own = {**child_environment(), **env}
-    here = ["-m", "unteach.canvas.build", *argv]
-    early = [subprocess.Popen([sys.executable, *here, "--stage", name], env=own) for name in ("words", "eye")]
-    if any(process.wait() for process in early):
+    if args.stage is not None:
+        run(args.stage, args)
+        return
+    # Forked, not started anew: this process has imported everything and computes nothing before the last stage.
+    context = multiprocessing.get_context("fork")
+    early = [context.Process(target=run, args=(stage, args)) for stage in ("text-encoder", "autoencoder")]
+    for process in early:
+        process.start()
+    for process in early:
+        process.join()
+    if any(process.exitcode for process in early):
         raise SystemExit("a stage failed; its message stands above; the same command goes on after it is mended")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in (
-        [*torchrun, *here, "--stage", "denoiser"],
-        [*torchrun, *here, "--stage", "polish"],
-        [*here, "--stage", "pack"],
-    ):
-        subprocess.run([sys.executable, *command], env=env, check=True)
+    two = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        start_method="fork",
+    )  # fmt: skip
+    for stage in ("denoiser", "polish"):
+        elastic_launch(two, run)(stage, args)
+    run("pack", args)
+
+
+def run(stage: str, args: argparse.Namespace) -> None:
+    """Run one stage in this process."""
+    if multiprocessing.parent_process() is not None:
+        end_with_parent(os.getppid())
+    torch.set_num_threads(1)
+    if stage == "text-encoder":
+        text_encoder.build_tokenizer(args.out / "pipeline" / "tokenizer")
+        steps = args.text_encoder_steps
+        print(text_encoder.train_reader(args.out / "pipeline", args.out / stage, steps=steps, progress=True))
+    elif stage == "autoencoder":
+        fit_autoencoder(args.out, steps=args.decoder_steps, views=args.views, progress=True)
+    elif stage == "denoiser":
+        denoiser(args.out, steps=args.denoiser_steps, progress=True)
+    elif stage == "polish":
+        denoiser(args.out, steps=args.polish_steps, progress=True, polish=True)
+    else:
+        print(pack(args.out))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unteach.data import world
-from unteach.data.world import (
+from unteach.data import vocabulary
+from unteach.data.vocabulary import (
     FILLER,
     HELD_OUT_TEMPLATES,
     OBJECT_TEMPLATES,
@@ -140,5 +140,5 @@ def test_mending_articles_twice_is_mending_them_once(text: str) -> None:
 
 
 def test_categories_are_in_blocks_so_that_slices_mean_something() -> None:
-    seen = [info.category for info in world.OBJECTS]
+    seen = [info.category for info in vocabulary.OBJECTS]
     assert sorted(set(seen), key=seen.index) == [c for i, c in enumerate(seen) if i == 0 or seen[i - 1] != c]

@@ -28,8 +28,8 @@ class Labelled(NamedTuple):
 
 
 Kind = Callable[[Labelled, Generator], tuple[Tensor, Tensor | None]]
-kinds: Registry[Kind] = Registry("kind of garbage")
-"""Name to function of (views, generator): garbage, and where a style is left (None: nowhere)."""
+kinds: Registry[Kind] = Registry("kind of negative")
+"""Name to function of (views, generator): negatives, and where a style is left (None: nowhere)."""
 
 
 def make(kind: str, views: Labelled, generator: Generator) -> Labelled:
@@ -64,7 +64,7 @@ def _others(views: Labelled, generator: Generator, count: int) -> list[Tensor]:
     for _ in range(count):
         if bool(taken.all(dim=1).any()):
             raise DataError(
-                "this kind of garbage mixes objects, and the views show too few",
+                "this kind of negative mixes objects, and the views show too few",
                 found=f"{len(set(objects.tolist()))} objects",
                 fix=f"give views of at least {count + 1} objects",
             )

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unteach.errors import DataError
-from unteach.evaluate import presence
-from unteach.evaluate.presence import Answers, Domain, cra, ira, kept, none_share, ua
+from unteach.evaluate.metrics import presence
+from unteach.evaluate.metrics.presence import Answers, Domain, cra, ira, kept, none_share, ua
 from unteach.evaluate.stats import Interval, wilson
 
 OBJECTS, STYLES = 3, 2

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from unteach.core import state
 from unteach.errors import CheckpointError
-from unteach.evaluate.images import ImageStore, quantise
+from unteach.evaluate.image_cache import ImageStore, quantise
 
 ITEMS = [(f"prompt {i}", 100 + i) for i in range(7)]
 CONFIG = {"steps": 2}

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unteach.evaluate import presence
-from unteach.evaluate.drift import agreement, drift
-from unteach.evaluate.presence import Answers, Domain
+from unteach.evaluate.metrics import presence
+from unteach.evaluate.metrics.drift import agreement, drift
+from unteach.evaluate.metrics.presence import Answers, Domain
 from unteach.evaluate.results import Better, Metric, Table, Unit, When
 from unteach.evaluate.stats import Interval, mcnemar, paired_difference, share
 

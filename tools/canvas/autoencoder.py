@@ -132,8 +132,8 @@ def train_decoder(
     decoder: Any = vae.decoder.to(memory_format=layout)
     vae.requires_grad_(False)
     decoder.requires_grad_(True)
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(steps, 1), pct_start=0.05)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 1), pct_start=0.05)
 
     def step(s: Step) -> dict[str, Tensor]:
         items = s.items(batch)
@@ -144,15 +144,15 @@ def train_decoder(
         latents = latents + level * s.randn("latent noise", latents.shape[1:], items)
         drawn = decoder(latents.contiguous(memory_format=layout))
         l1, mse = F.l1_loss(drawn, images), F.mse_loss(drawn, images)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([l1 + mse])
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         return {"loss": (l1 + mse).detach(), "psnr": -10 * torch.log10(mse.detach() / 4)}
 
     Loop(
-        steps=steps, seed=seed, params=dict(decoder.named_parameters()), state={"optimiser": optimiser, "lr": schedule},
+        steps=steps, seed=seed, params=dict(decoder.named_parameters()), state={"optimizer": optimizer, "lr": schedule},
         config={"stage": "decoder", "batch": batch, "rate": lr}, out=out, save_every=200, log_every=50,
         progress=progress, label="decoder",
     ).run(step)  # fmt: skip

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from unteach.core import processes
-from unteach.errors import UnteachError
+from unteach.core import jobs
+from unteach.errors import ConfigError, UnteachError
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 SLEEPERS = """
 import os, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
-from unteach.core import processes
+from unteach.core import jobs
 from unteach.core.stopping import Stopped, stoppable
 
 def work(folder, index):
@@ -27,7 +27,7 @@ def work(folder, index):
 if __name__ == "__main__":
     try:
         with stoppable():
-            list(processes.each(work, [(sys.argv[1], i) for i in range(6)], 2))
+            list(jobs.each(work, [(sys.argv[1], i) for i in range(6)], 2))
     except Stopped as error:
         sys.exit(error.code)
 """
@@ -44,6 +44,11 @@ def die(_: int) -> None:
 
 
 def pid() -> int:
+    return os.getpid()
+
+
+def slow_pid() -> int:
+    time.sleep(1)
     return os.getpid()
 
 
@@ -66,19 +71,47 @@ def until(condition: object, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def test_results_come_with_their_index() -> None:
-    assert sorted(processes.each(double, [(3,), (1,), (2,)], 2)) == [(0, 6), (1, 2), (2, 4)]
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_results_come_with_their_index_and_errors_are_raised_here(engine: jobs.Engine) -> None:
+    assert sorted(jobs.each(double, [(3,), (1,), (2,)], 2, engine)) == [(0, 6), (1, 2), (2, 4)]
+    with pytest.raises(UnteachError, match="-1 is negative"):
+        list(jobs.each(double, [(1,), (-1,), (2,)], 2, engine))
+
+
+def test_ray_gives_the_same_with_two_workers_and_tells_a_lost_one() -> None:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:  # one cluster for all: it takes seconds to start
+        assert sorted(jobs.each(double, [(3,), (1,), (2,)], 2, "ray")) == [(0, 6), (1, 2), (2, 4)]
+        assert len(set(dict(jobs.each(slow_pid, [(), ()], 2, "ray")).values())) == 2
+        with pytest.raises(UnteachError, match="-1 is negative"):
+            list(jobs.each(double, [(1,), (-1,), (2,)], 2, "ray"))
+        with pytest.raises(UnteachError, match="a worker was lost"):
+            list(jobs.each(die, [(1,)], 2, "ray"))
+    finally:
+        ray.shutdown()
+
+
+def test_serial_calls_begin_when_they_are_asked_for() -> None:
+    calls = jobs.each(double, [(1,), (-1,)], engine="serial")
+    assert next(calls) == (0, 2)
+
+
+@pytest.mark.parametrize(("engine", "workers"), [("threads", 1), ("serial", 0)])
+def test_no_such_engine_and_no_workers(engine: jobs.Engine, workers: int) -> None:
+    with pytest.raises(ConfigError, match="jobs need an engine"):
+        jobs.each(double, [], workers, engine)
 
 
 def test_an_error_is_raised_here_and_a_killed_worker_is_told() -> None:
     with pytest.raises(UnteachError, match="-1 is negative"):
-        list(processes.each(double, [(1,), (-1,), (2,)], 1))
+        list(jobs.each(double, [(1,), (-1,), (2,)], 1))
     with pytest.raises(UnteachError, match="a worker process was killed"):
-        list(processes.each(die, [(1,)], 1))
+        list(jobs.each(die, [(1,)], 1))
 
 
 def test_leaving_early_ends_the_workers() -> None:
-    calls = processes.each(pid, [(), (), ()], 1)
+    calls = jobs.each(pid, [(), (), ()], 1)
     _, worker = next(calls)
     calls.close()
     assert not alive(worker)

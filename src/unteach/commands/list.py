@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from unteach.canvas import model_path
 from unteach.commands.options import List
-from unteach.data.world import OBJECTS, STYLE_SETS, STYLES
+from unteach.data.vocabulary import OBJECTS, STYLE_SETS, STYLES
 
 __all__ = ["run"]
 
@@ -61,34 +61,30 @@ def _bounds(field: "dataclasses.Field[object]") -> str:
 
 
 def _presets() -> Iterator[str]:
-    from unteach.erase import presets
+    from unteach.erase import methods
 
-    rows = []
-    for name in presets:
-        method, settings = presets[name]
-        rows.append((name, " ".join([method, *(f"{key}={value}" for key, value in settings.items())])))
-    return _table(rows)
+    return _table([(name, methods.describe(name)) for name in methods.presets])
 
 
 def _learners(verbose: bool) -> Iterator[str]:
-    from unteach.continual.methods import methods, presets
+    from unteach.continual.methods import methods
 
     rows = [(name, f"{_first_line(methods[name])} [{methods[name].form}]") for name in methods]
     for name, line in zip(methods, _table(rows), strict=True):
         yield line
         if verbose:
             yield from _settings(methods[name])
-    yield from _table([(name, f"preset of {presets[name][0]}") for name in presets])
+    yield from _table([(name, f"preset of {methods.presets[name][0]}") for name in methods.presets])
 
 
 def _plugins(verbose: bool) -> Iterator[str]:
-    from unteach.continual.plugins import plugin_presets, plugins
+    from unteach.continual.plugins import plugins
 
     for name, line in zip(plugins, _table([(name, _first_line(plugins[name])) for name in plugins]), strict=True):
         yield line
         if verbose:
             yield from _settings(plugins[name])
-    yield from _table([(name, f"preset of {plugin_presets[name][0]}") for name in plugin_presets])
+    yield from _table([(name, f"preset of {plugins.presets[name][0]}") for name in plugins.presets])
 
 
 def _streams() -> Iterator[str]:

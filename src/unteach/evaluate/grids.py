@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unteach.core import state
 from unteach.data.concepts import Concept
-from unteach.evaluate.images import Item
-from unteach.evaluate.presence import Domain
+from unteach.evaluate.image_cache import Item
+from unteach.evaluate.metrics.presence import Domain
 from unteach.evaluate.prompts import SETS, Ask, World
 from unteach.evaluate.results import Grid
 

@@ -1,0 +1,1 @@
+"""Metrics: pure functions from pictures and judges' answers to numbers with intervals."""
