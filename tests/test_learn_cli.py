@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from unteach.cli import main
-from unteach.commands.learn import Job, load_plan
+from unteach.commands.learn import load_plan
 from unteach.commands.options import Learn
+from unteach.continual.grid import Job
 from unteach.continual.methods import methods
 from unteach.continual.networks import networks
 from unteach.continual.plugins import plugins
@@ -93,7 +94,7 @@ def test_the_same_command_again_trains_nothing(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = runs(done / "out")
-    monkeypatch.setattr("unteach.commands.learn.learn", None)
+    monkeypatch.setattr("unteach.continual.grid.train", None)
     assert main(["learn", "--config", str(done / "grid.yaml"), "--out", str(done / "out")]) == 0
     assert runs(done / "out") == before
     said = capsys.readouterr().out
