@@ -70,8 +70,8 @@ def epoch_ours(plugin: str | None = None, width: int = 16, **settings: object) -
     begin = time.process_time()
     learn(
         stream(),
-        make("der++", buffer=200, alpha=0.1, beta=0.5),
-        training=Training(epochs=2, lr=0.03),
+        make("der++", buffer_size=200, alpha=0.1, beta=0.5),
+        training=Training(epochs=2, learning_rate=0.03),
         plugin=made,
         options={"width": width},
     )

@@ -133,7 +133,7 @@ def watch(
         def start(self, learner: Any) -> PluginState:
             return Looking(learner)
 
-    settings = {"epochs": 1, "batch_size": BATCH, "memory_batch": 6, "lr": 0.1, **training}
+    settings = {"epochs": 1, "batch_size": BATCH, "memory_batch_size": 6, "learning_rate": 0.1, **training}
     network = network or Double()
     made = learn(on or stream(), method, network=network, plugin=Spy(), training=Training(**settings), seed=seed)
     return made.learner

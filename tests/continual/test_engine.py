@@ -160,7 +160,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) 
         (tiny.method("er", alpha=0.5), None, {}, "alpha"),
         ("er", "sam", {}, "plug-in"),
         ("er", None, {"seed": 1}, "seed"),
-        ("er", None, {"training": tiny.training(lr=0.01)}, "lr"),
+        ("er", None, {"training": tiny.training(learning_rate=0.01)}, "learning_rate"),
         ("er", None, {"options": {"width": 8}}, "width"),
         ("er", None, {"on": tiny.stream(seed=1)}, "digest"),
         ("er", None, {"on": tiny.stream("task")}, "scenario"),
@@ -215,7 +215,7 @@ def test_the_log_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_divergence_is_an_error_that_says_so() -> None:
     with pytest.raises(NumericsError, match="not finite"):
-        tiny.run("fine-tune", training=tiny.training(lr=1e30))
+        tiny.run("fine-tune", training=tiny.training(learning_rate=1e30))
 
 
 def test_a_step_by_hand_is_the_plugins_view_of_it() -> None:

@@ -37,7 +37,7 @@ class Narrow(nn.Module):
 def ran(method: str, plugin: str | None = None, scenario: Scenario = "class", **settings: int) -> Outcome:
     on = tiny.stream(scenario, each=EACH)
     given = None if plugin is None else plugins.make(plugin)
-    training = tiny.training(**{"batch_size": BATCH, "memory_batch": 2, **settings})
+    training = tiny.training(**{"batch_size": BATCH, "memory_batch_size": 2, **settings})
     return tiny.run(method, given, on=on, network=Narrow(on.classes), training=training)
 
 
@@ -72,13 +72,13 @@ def test_the_last_sample_is_in_the_batch_before() -> None:
 
 
 def test_gdumb_fits_its_memory_the_same_way() -> None:
-    fitted = tiny.run(tiny.method("gdumb", buffer=9), on=tiny.stream(each=EACH), network=Narrow())
+    fitted = tiny.run(tiny.method("gdumb", buffer_size=9), on=tiny.stream(each=EACH), network=Narrow())
     assert sizes(fitted)[-2:] == [9, 9] and 1 not in sizes(fitted)
 
 
 @pytest.mark.parametrize("method", ["er", "gem"])
 def test_a_memory_of_one_sample_is_seen_by_the_running_statistics(method: str) -> None:
-    outcome = tiny.run(tiny.method(method, buffer=1), on=tiny.stream(each=EACH), network=Narrow())
+    outcome = tiny.run(tiny.method(method, buffer_size=1), on=tiny.stream(each=EACH), network=Narrow())
     assert 1 in sizes(outcome)
     assert all(bool(torch.isfinite(param).all()) for param in outcome.learner.params)
 
@@ -94,7 +94,7 @@ def test_a_single_sample_leaves_the_running_statistics_alone() -> None:
     torch.testing.assert_close(one, learner.model.eval()(x)[:1])
 
 
-@pytest.mark.parametrize(("method", "settings"), [("fine-tune", {"batch_size": 1}), ("er", {"memory_batch": 1})])
+@pytest.mark.parametrize(("method", "settings"), [("fine-tune", {"batch_size": 1}), ("er", {"memory_batch_size": 1})])
 def test_a_batch_size_of_1_is_refused_before_anything_trains(method: str, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"single sample.*{next(iter(settings))} is 1: use 2 or more"):
         ran(method, **settings)

@@ -64,7 +64,7 @@ def test_agem_is_er_with_a_weight_that_depends_on_the_state(scenario: str) -> No
                 assert distance(gradient(look), flat(slope(own, params), params)) < 1e-6
         assert distance(gradient(look), flat(slope(loss, params), params)) < 1e-6
 
-    watch(make("a-gem", buffer=12), step, on=lab.stream(scenario), epochs=3, lr=0.3)
+    watch(make("a-gem", buffer_size=12), step, on=lab.stream(scenario), epochs=3, learning_rate=0.3)
     assert any(w > 0 for w in weights)
     assert scenario == "class" or any(w == 0 for w in weights)  # there the two always fight: old classes are unlikely
 
@@ -91,7 +91,7 @@ def test_gem_solves_its_quadratic_programme(margin: float) -> None:
                     assert bool((memories @ gradient(look) >= -1e-6).all())
         assert distance(gradient(look), wanted) < 1e-6
 
-    watch(make("gem", margin=margin, samples=5, buffer=18), step, epochs=4, lr=0.4)
+    watch(make("gem", margin=margin, samples=5, buffer_size=18), step, epochs=4, learning_rate=0.4)
     assert 2 in active and 1 in active
 
 
@@ -117,7 +117,7 @@ def test_episodic_memories_hold_a_share_of_every_task_that_has_ended(name: str) 
             4 * (t <= learner.task) for t in range(3)
         ]
 
-    watch(make(name, buffer=12), None, end)
+    watch(make(name, buffer_size=12), None, end)
 
 
 # ---- OGD ----
@@ -148,7 +148,13 @@ def test_ogd_projects_off_the_gradients_of_the_true_logits(scenario: str) -> Non
         assert basis.shape[1] == rank
 
     # 14 gradients a task in 54 dimensions; the domain stream's are dependent, since its classes come again.
-    watch(make("ogd", vectors=14), step, end, on=lab.stream(scenario, same=scenario == "domain", narrow=True), lr=0.05)
+    watch(
+        make("ogd", vectors=14),
+        step,
+        end,
+        on=lab.stream(scenario, same=scenario == "domain", narrow=True),
+        learning_rate=0.05,
+    )
     assert dimensions[0] == 14 and (dimensions[-1] < 42 if scenario == "domain" else dimensions[-1] == 42)
 
 
@@ -166,7 +172,7 @@ def test_ogd_keeps_the_whole_span_of_gradients_that_repeat_themselves() -> None:
             g = plain(look)
             assert float((gradient(look) - oracle.off_span(g, torch.cat(found, 1))).abs().max()) < 1e-6
 
-    watch(make("ogd", vectors=28), step, lambda learner: kept_gradients(found, learner), on=on, lr=0.05)
+    watch(make("ogd", vectors=28), step, lambda learner: kept_gradients(found, learner), on=on, learning_rate=0.05)
     assert len(found) == 3
 
 

@@ -128,7 +128,7 @@ def test_path_integrals_follow_the_task_loss_along_every_update(name: str) -> No
 
     settings = {"xi": 0.03} if name == "si" else {"decay": 0.8, "epsilon": 0.02}
     # Momentum, so that a step is not a multiple of its gradient, and a penalty that pulls some weights uphill.
-    both = {"momentum": 0.9, "lr": 0.3, "epochs": 2}
+    both = {"momentum": 0.9, "learning_rate": 0.3, "epochs": 2}
     identity(make(name, strength=5.0, **settings), loss, end, after=after, **both)
     assert name == "rwalk" or any(uphill)
 
@@ -258,7 +258,7 @@ def test_vcl_is_the_expected_loss_and_the_kl_from_the_last_posterior() -> None:
         return drawn(look)(list(look.net.mean), [s.exp() for s in look.net.log_std])
 
     learner = identity(
-        make("vcl", beta=0.8, prior_std=0.7, initial_std=0.2), loss, prior.end, plain=plain, epochs=2, lr=0.3
+        make("vcl", beta=0.8, prior_std=0.7, initial_std=0.2), loss, prior.end, plain=plain, epochs=2, learning_rate=0.3
     )
     settled = zip(learner.network.parameters(), learner.model.mean, strict=True)
     assert all(torch.equal(p, m) for p, m in settled)
@@ -284,7 +284,7 @@ def test_vcl_of_equal_covariances_is_a_quadratic() -> None:
         assert wanted > 1e-4 and math.isclose(got, wanted, rel_tol=1e-6)
         checked.append(got)
 
-    watch(make("vcl", initial_std=0.2), None, None, after, lr=0.3)
+    watch(make("vcl", initial_std=0.2), None, None, after, learning_rate=0.3)
     assert checked
 
 
@@ -338,7 +338,7 @@ def test_a_variational_method_takes_a_coreset_and_nothing_that_needs_boundaries(
         assert distance(flat(look.gradients, params), flat(slope(total, params), params)) < 1e-6
         used.append(coreset is not None)
 
-    watch(make("vcl + er", alpha=0.5, buffer=10), step)
+    watch(make("vcl + er", alpha=0.5, buffer_size=10), step)
     assert used == [False, True, True, True, True, True]
     with pytest.raises(ConfigError, match="cannot be combined"):
         make("vcl + online-ewc")

@@ -49,9 +49,9 @@ def test_wrong_data_is_refused(case: str) -> None:
 @pytest.mark.parametrize("policy", ["balanced", "ring"])
 def test_a_buffer_smaller_than_the_classes_is_refused(policy: str) -> None:
     with pytest.raises(ConfigError, match=r"smaller than the classes.*4 classes.*at least 4"):
-        tiny.run(make("er", buffer=3, policy=policy))
-    assert len(tiny.run(make("er", buffer=3)).rows) == 2  # a reservoir has no such share
-    assert len(tiny.run(make("er", buffer=4, policy=policy)).rows) == 2
+        tiny.run(make("er", buffer_size=3, policy=policy))
+    assert len(tiny.run(make("er", buffer_size=3)).rows) == 2  # a reservoir has no such share
+    assert len(tiny.run(make("er", buffer_size=4, policy=policy)).rows) == 2
 
 
 def test_a_damaged_data_file_is_refused(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_names_and_settings_that_do_not_exist() -> None:
         learn(tiny.stream(), "derr++")
     with pytest.raises(ConfigError, match="did you mean"):
         learn(tiny.stream(), "er", plugin="refrehs")
-    with pytest.raises(ConfigError, match=r"(?s)epochs must be at least 1.*lr must be above 0"):
-        tiny.training(epochs=0, lr=0.0)
+    with pytest.raises(ConfigError, match=r"(?s)epochs must be at least 1.*learning_rate must be above 0"):
+        tiny.training(epochs=0, learning_rate=0.0)
     with pytest.raises(UnteachError, match="cannot be combined"):
         make("a-gem + gem")
 

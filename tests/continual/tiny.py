@@ -37,13 +37,13 @@ def stream(scenario: Scenario = "class", *, tasks: int = 2, seed: int = 0, each:
 
 
 def training(**settings: Any) -> Training:
-    return Training(**{"epochs": 1, "batch_size": 8, "memory_batch": 8, "lr": 0.05, **settings})
+    return Training(**{"epochs": 1, "batch_size": 8, "memory_batch_size": 8, "learning_rate": 0.05, **settings})
 
 
 def method(name: str, **settings: Any) -> AnyMethod:
     """The method with a memory and a training from it that fit the stream."""
     parts = [make(part).to_dict() for part in name.split(" + ")]
-    small = {"buffer": 8, "fit_epochs": 2}
+    small = {"buffer_size": 8, "fit_epochs": 2}
     fitting = {key: value for key, value in small.items() if any(key in part for part in parts)}
     return make(name, **{**fitting, **settings})
 
@@ -125,11 +125,11 @@ def plain(stream: Stream, settings: Training, seed: int = 0, *, masked: bool = F
     step = 0
     for t, task in enumerate(stream.tasks):
         optimizer = torch.optim.SGD(
-            model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+            model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
         for epoch in range(settings.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * settings.lr_decay ** sum(epoch >= m for m in settings.milestones)
+                group["lr"] = settings.learning_rate * settings.lr_decay ** sum(epoch >= m for m in settings.milestones)
             order = seeds.permutation(len(task.y), seed, "order", t, epoch)
             for start in range(0, len(order), settings.batch_size):
                 rows = order[start : start + settings.batch_size]

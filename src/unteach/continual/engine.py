@@ -163,7 +163,7 @@ class Trainer:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         net = networks.build(network, stream.shape, stream.classes, seed, **dict(options or {}))
         if plugin is not None:
-            training = dataclasses.replace(training, lr=training.lr * plugin.lr_factor())
+            training = dataclasses.replace(training, learning_rate=training.learning_rate * plugin.lr_factor())
         learner = Learner(stream, net, training, seed, place, method.wrap)
         own = method.optimizer(learner)
         if own is not None:
@@ -272,7 +272,7 @@ class Trainer:
             order = seeds.permutation(stage.samples, learner.seed, "order", stage.index, epoch)
             self.order = (epoch, (order if shuffled else torch.arange(stage.samples)).to(learner.device))
         drops = sum(epoch >= milestone for milestone in learner.settings.milestones)
-        learner.lr = learner.settings.lr * learner.settings.lr_decay**drops
+        learner.lr = learner.settings.learning_rate * learner.settings.lr_decay**drops
         if not learner.own_optimizer:
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.lr

@@ -86,7 +86,7 @@ def evaluate(learner: Learner, scores: Scores) -> Evaluation:
 
 def _scored(learner: Learner, scores: Scores, x: Tensor) -> Tensor:
     parts = []
-    for rows in torch.split(x, learner.settings.eval_batch):
+    for rows in torch.split(x, learner.settings.eval_batch_size):
         batch = learner.views(rows.to(learner.device), None)
         own = scores(learner, batch)
         parts.append(learner.forward(batch) if own is None else own)

@@ -26,9 +26,9 @@ class Training(Settings):
     Args:
         epochs: passes over each task's data.
         batch_size: samples a step of the current task.
-        memory_batch: samples a draw from memory.
+        memory_batch_size: samples a draw from memory.
         optimizer: "sgd" or "adamw".
-        lr: learning rate.
+        learning_rate: learning rate, η.
         momentum: of SGD.
         weight_decay: of the optimiser.
         milestones: epochs of each task after which the rate is multiplied by ``lr_decay``.
@@ -41,17 +41,22 @@ class Training(Settings):
         channels_last: keep images and convolutions with channels innermost, which is faster on most machines (other
             rounding, so other bits). Left off where a strided 1x1 convolution has fewer than 8 inputs.
         compile: compile the network (worth it on a GPU).
-        eval_batch: samples a batch when evaluating.
+        eval_batch_size: samples a batch when evaluating.
     """
 
     kind: ClassVar[str] = "training"
     name: ClassVar[str] = "training"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "lr": "learning_rate",
+        "memory_batch": "memory_batch_size",
+        "eval_batch": "eval_batch_size",
+    }
 
     epochs: int = setting(5, low=1)
     batch_size: int = setting(32, low=1)
-    memory_batch: int = setting(32, low=1)
+    memory_batch_size: int = setting(32, low=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = setting(0.03, above=0)
+    learning_rate: float = setting(0.03, above=0)
     momentum: float = setting(0.0, low=0, high=1)
     weight_decay: float = setting(0.0, low=0)
     milestones: tuple[int, ...] = ()
@@ -63,7 +68,7 @@ class Training(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     channels_last: bool = True
-    eval_batch: int = setting(512, low=1)
+    eval_batch_size: int = setting(512, low=1)
 
 
 class Learner:
@@ -116,7 +121,7 @@ class Learner:
         self.names, self.params = [name for name, _ in named], [p for _, p in named]
         self._initial = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self.data = [(task.x.to(device), task.y.to(device)) for task in stream.tasks]
-        self.lr = settings.lr
+        self.lr = settings.learning_rate
         self.task = 0
         self.stage_tasks: list[int] = [0]
         self.seen = torch.zeros(self.classes, dtype=torch.bool, device=device)
@@ -137,8 +142,10 @@ class Learner:
     def _optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
         if s.optimizer == "adamw":
-            return torch.optim.AdamW(self.params, lr=s.lr, weight_decay=s.weight_decay, foreach=True)
-        return torch.optim.SGD(self.params, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay, foreach=True)
+            return torch.optim.AdamW(self.params, lr=s.learning_rate, weight_decay=s.weight_decay, foreach=True)
+        return torch.optim.SGD(
+            self.params, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, foreach=True
+        )
 
     def generator(self, purpose: str, *index: int) -> torch.Generator:
         """Random numbers for one purpose; a function of the seed, the purpose and the index alone."""
@@ -166,7 +173,7 @@ class Learner:
             return
         sizes = {"batch_size": self.settings.batch_size}
         if self.memory is not None:
-            sizes["memory_batch"] = self.settings.memory_batch
+            sizes["memory_batch_size"] = self.settings.memory_batch_size
         problems = [f"{name} is 1: use 2 or more" for name, size in sizes.items() if size == 1]
         problems += [f"the task '{name}' has one sample: give it more" for name, n in samples.items() if n == 1]
         if problems:
@@ -213,7 +220,7 @@ class Learner:
         if self.memory is None or len(self.memory) == 0:
             return None
         generator = self.generator(f"memory {key}", step)
-        drawn = self.memory.draw(size or self.settings.memory_batch, generator, task=task)
+        drawn = self.memory.draw(size or self.settings.memory_batch_size, generator, task=task)
         if len(drawn.y) == 0:
             return None
         return Batch(self.views(drawn.x, generator), drawn.y, drawn.logits, drawn.task, drawn.slots)

@@ -1,6 +1,7 @@
 """What a method of continual learning is: settings, a list of terms, and where needed a rule on the gradient."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -81,20 +82,21 @@ class Replay(Method):
     """A method with a memory that is filled while training.
 
     Args:
-        buffer: samples kept.
+        buffer_size: samples kept.
         policy: how they are chosen.
     """
 
     stores_logits: ClassVar[bool] = False
 
-    buffer: int = setting(200, low=1)
+    renamed: ClassVar[Mapping[str, str]] = {"buffer": "buffer_size"}
+    buffer_size: int = setting(200, low=1)
     policy: Literal["reservoir", "balanced", "ring"] = "reservoir"
 
     def memory(self, learner: Learner) -> Memory:
-        """A memory of ``buffer`` samples, as they come in the stream."""
+        """A memory of ``buffer_size`` samples, as they come in the stream."""
         x = learner.stream.tasks[0].x
         return Memory(
-            self.buffer,
+            self.buffer_size,
             tuple(x.shape[1:]),
             classes=learner.classes,
             dtype=x.dtype,

@@ -140,7 +140,8 @@ def make(name: object, /, **settings: Any) -> Method | Combined:
     if isinstance(name, str) and " + " in name:
         names, taken, parts = name.split(" + "), set[str](), []
         for one in names:
-            known = {f.name for f in dataclasses.fields(type(methods.make(one.strip())))}
+            kind = type(methods.make(one.strip()))
+            known = {f.name for f in dataclasses.fields(kind)} | set(kind.renamed)
             taken |= known & set(settings)
             parts.append(methods.make(one.strip(), **{key: settings[key] for key in known & set(settings)}))
         if left := sorted(set(settings) - taken):

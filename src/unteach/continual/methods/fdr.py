@@ -42,6 +42,6 @@ class FDR(Replay):
         assert kept is not None
         slots = (kept.task[: len(kept)] == learner.task).nonzero()[:, 0]
         learner.model.eval()
-        for part in torch.split(slots, learner.settings.eval_batch):
+        for part in torch.split(slots, learner.settings.eval_batch_size):
             kept.update_logits(part, learner.forward(learner.views(kept.x[part], None)))
         learner.model.train()

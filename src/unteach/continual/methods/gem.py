@@ -40,7 +40,7 @@ class _Episodic(Replay):
         """Keep a random share of the task's samples."""
         assert learner.memory is not None
         x, y = learner.data[learner.task]
-        share = max(1, self.buffer // len(learner.data))
+        share = max(1, self.buffer_size // len(learner.data))
         rows = seeds.permutation(len(y), learner.seed, "episodic", learner.task)[:share].to(x.device)
         learner.memory.insert(x[rows], y[rows], task=learner.task, step=learner.task)
 

@@ -98,7 +98,7 @@ class ICaRL(Replay):
         """Each class seen keeps an equal share, the best first: new classes by herding, old ones shortened."""
         kept = learner.memory
         assert kept is not None
-        share = self.buffer // int(learner.seen.sum())
+        share = self.buffer_size // int(learner.seen.sum())
         learner.model.eval()
         x, y, task = [], [], []
         held, data = len(kept), learner.data[learner.task]
@@ -130,6 +130,6 @@ class ICaRL(Replay):
 
 @torch.no_grad()
 def _features(learner: Learner, x: Tensor) -> Tensor:
-    size = learner.settings.eval_batch
+    size = learner.settings.eval_batch_size
     parts = [features(learner.network, learner.views(part, None))[1] for part in torch.split(x, size)]
     return F.normalize(torch.cat(parts), dim=1)

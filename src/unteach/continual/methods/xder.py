@@ -87,7 +87,7 @@ class XDER(DERPlusPlus):
             self._refill(learner, kept)
         old = (kept.task[: len(kept)] != learner.task).nonzero()[:, 0]
         heads = learner.current if self.heads == "new" else learner.current | ~learner.seen
-        for part in torch.split(old, learner.settings.eval_batch):
+        for part in torch.split(old, learner.settings.eval_batch_size):
             new = learner.forward(learner.views(kept.x[part], None))
             kept.update_logits(part, self.implant(kept.logits[part], new, kept.y[part], heads))
         learner.model.train()
@@ -105,7 +105,7 @@ class XDER(DERPlusPlus):
         """Each class of each earlier task keeps an equal share, its first samples; this task's get what is free."""
         assert kept.logits is not None
         classes = learner.task_columns[: learner.task + 1].sum()
-        held, share, rows = len(kept), self.buffer // int(classes), []
+        held, share, rows = len(kept), self.buffer_size // int(classes), []
         for task in range(learner.task):
             for label in learner.task_columns[task].nonzero()[:, 0]:
                 mine = (kept.y[:held] == label) & (kept.task[:held] == task)
@@ -114,10 +114,10 @@ class XDER(DERPlusPlus):
         x, y = learner.data[learner.task]
         order = seeds.permutation(len(y), learner.seed, "x-der", learner.task).to(x.device)
         own = learner.current.nonzero()[:, 0]
-        each, more = divmod(self.buffer - len(old), len(own))
+        each, more = divmod(self.buffer_size - len(old), len(own))
         lucky = seeds.permutation(len(own), learner.seed, "x-der shares", learner.task).tolist()
         chosen = torch.cat([order[y[order] == c][: each + (lucky[i] < more)] for i, c in enumerate(own)])
-        parts = torch.split(chosen, learner.settings.eval_batch)
+        parts = torch.split(chosen, learner.settings.eval_batch_size)
         z = torch.cat([learner.forward(learner.views(x[part], None)) for part in parts]).to(kept.logits)
         past = past_classes(learner) & ~learner.current
         if bool(past.any()):
