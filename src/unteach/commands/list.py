@@ -97,26 +97,24 @@ def _presets() -> Iterator[str]:
 
 
 def _learners(verbose: bool) -> Iterator[str]:
-    import unteach.continual.methods  # noqa: F401 (registers them)
-    from unteach.continual.method import methods, presets
+    from unteach.continual.methods import methods
 
     rows = [(name, f"{_first_line(methods[name])} [{methods[name].form}]") for name in methods]
     for name, line in zip(methods, _table(rows), strict=True):
         yield line
         if verbose:
             yield from _settings(methods[name])
-    yield from _table([(name, f"preset of {presets[name][0]}") for name in presets])
+    yield from _table([(name, f"preset of {methods.presets[name][0]}") for name in methods.presets])
 
 
 def _plugins(verbose: bool) -> Iterator[str]:
-    import unteach.continual.engine  # noqa: F401 (registers them)
-    from unteach.continual.plugin import plugin_presets, plugins
+    from unteach.continual.plugins import plugins
 
     for name, line in zip(plugins, _table([(name, _first_line(plugins[name])) for name in plugins]), strict=True):
         yield line
         if verbose:
             yield from _settings(plugins[name])
-    yield from _table([(name, f"preset of {plugin_presets[name][0]}") for name in plugin_presets])
+    yield from _table([(name, f"preset of {plugins.presets[name][0]}") for name in plugins.presets])
 
 
 def _streams() -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from unteach.core.registry import Registry, near
 from unteach.errors import ConfigError
 
 __all__ = ["Settings", "make", "setting"]
+
+log = logging.getLogger(__name__)
 
 
 def setting(default: Any, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
@@ -31,6 +35,8 @@ class Settings:
     kind: ClassVar[str] = "configuration"
     """What messages call it: "method", "plug-in"."""
     name: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Earlier name of a setting to the present one: it still works in :meth:`build`, with a word of warning."""
 
     def __post_init__(self) -> None:
         self._check([])
@@ -46,7 +52,11 @@ class Settings:
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
         """The configuration with these settings and defaults; unknown and wrong ones are reported together."""
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        fields, values = {field.name: field.default for field in dataclasses.fields(cls)}, dict(values)
+        for old in cls.renamed.keys() & values.keys():
+            if cls.renamed[old] not in values:
+                _warn_renamed(cls.kind, old, cls.renamed[old])
+                values[cls.renamed[old]] = values.pop(old)
         unknown = [f"unknown setting '{key}' ({near(str(key), fields)})" for key in values if key not in fields]
         made = object.__new__(cls)
         for name, default in fields.items():
@@ -70,6 +80,11 @@ class Settings:
             found = self.mistakes()
         if problems + found:
             raise ConfigError.many(problems + found, where=f"the {self.kind} '{self.name}'")
+
+
+@functools.cache  # once a process
+def _warn_renamed(kind: str, old: str, new: str) -> None:
+    log.warning("'%s' of a %s is called '%s' now; the old name goes with the next version", old, kind, new)
 
 
 S = TypeVar("S", bound=Settings)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unteach.continual.stream import Scenario, Stream, Task, channel_scale, split_classes, with_scenario
+from unteach.continual.streams.base import Scenario, Stream, Task, channel_scale
+from unteach.continual.streams.scenarios import split_classes, with_scenario
 from unteach.core import seeds
 from unteach.core.registry import Registry, near
 from unteach.data import digits as packed
@@ -62,7 +63,7 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
     Args:
         name: a name in :data:`streams`.
         scenario: another scenario than the stream's own (see
-            :func:`~unteach.continual.stream.with_scenario`).
+            :func:`~unteach.continual.streams.with_scenario`).
         options: the arguments of the stream's function; ``path`` for data on disk.
 
     Raises:

@@ -7,8 +7,8 @@ import torch
 from tests.continual.hosts import Caught, Run, curvature, end_task, primed, train
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin, plugin_presets, plugins
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import plugins
+from unteach.continual.plugins.refresh import Refresh
 
 # ---- diagnostics and warnings ----
 
@@ -68,13 +68,13 @@ class Meta(Run):
         pass
 
 
-@pytest.mark.parametrize("name", [*plugins, *plugin_presets])
+@pytest.mark.parametrize("name", [*plugins, *plugins.presets])
 def test_no_step_waits_for_the_device(name: str) -> None:
     run = Meta(task=1)
-    _, records = train(make_plugin(name), run, 2)
+    _, records = train(plugins.make(name), run, 2)
     assert all(value.is_meta for record in records for value in record.values())
     for normalise in ("global", "per-tensor") if name == "refresh" else ():
-        train(make_plugin(name, normalise=normalise, restore=True, steps=2), run, 2)
+        train(plugins.make(name, normalise=normalise, restore=True, steps=2), run, 2)
     with pytest.raises(RuntimeError, match="meta"):
         float(torch.empty((), device="meta"))
 
@@ -104,7 +104,7 @@ def test_noise_is_not_inert() -> None:
 
 
 def test_a_flat_preconditioner_is_announced() -> None:
-    first, after = told(make_plugin("refresh-official-code", gamma=1e-3))
+    first, after = told(plugins.make("refresh-official-code", gamma=1e-3))
     assert first == []
     (message,) = after
     assert "the Fisher information makes no difference" in message and "preconditioner='none'" in message
@@ -123,10 +123,10 @@ def test_a_climb_that_outweighs_the_descent_is_announced_before_and_after() -> N
 
 
 def test_the_papers_preset_warns_once_it_has_a_fisher_information() -> None:
-    first, after = told(make_plugin("refresh-paper"), 1)
+    first, after = told(plugins.make("refresh-paper"), 1)
     assert first == []
     assert any("γ·max P" in message and "raise damping" in message for message in after)
-    assert not any("γ·max P" in message for message in told(make_plugin("refresh-paper-quiet"), 1)[1])
+    assert not any("γ·max P" in message for message in told(plugins.make("refresh-paper-quiet"), 1)[1])
 
 
 def test_a_falling_learning_rate_is_noticed() -> None:

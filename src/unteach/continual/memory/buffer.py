@@ -5,7 +5,6 @@ function of (seed, step, what was offered before), and its cost does not depend 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,38 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unteach.continual.selection import fair, last_wins, rank_within
+from unteach.continual.batch import Batch
+from unteach.continual.memory.selection import fair, last_wins, rank_within
 from unteach.core import seeds
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, DataError
 
-__all__ = ["Memory", "MemoryBatch"]
+__all__ = ["Memory"]
 
 Policy = Literal["reservoir", "balanced", "ring"]
-
-
-@dataclass(frozen=True, eq=False)
-class MemoryBatch:
-    """Rows drawn from a :class:`Memory`, copies on its device.
-
-    Attributes:
-        x: (n, *shape) in the memory's dtype.
-        y: (n,) int64, labels.
-        logits: (n, classes) float32, or ``None`` if the memory keeps none.
-        task: (n,) int64, task that each sample came from.
-        slots: (n,) int64, row of the memory that each sample sits in (see :meth:`Memory.update_logits`).
-        index: (n,) int64, position of each sample in its stream; -1 where none was given.
-    """
-
-    x: Tensor
-    y: Tensor
-    logits: Tensor | None
-    task: Tensor
-    slots: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
 
 
 class Memory:
@@ -106,7 +82,7 @@ class Memory:
         self._reset()
 
     def _reset(self) -> None:
-        """The policies' own books, on the CPU."""
+        """Forget everything; what the policies keep count of is on the CPU."""
         self._filled = 0
         self._keys = torch.zeros(self.capacity if self.policy == "balanced" else 0, dtype=torch.float64)
         rows = self.classes if self.policy == "ring" else 0
@@ -199,7 +175,7 @@ class Memory:
         self.seen = max(self.seen, len(y))
         self._write(slots, rows, x, y, task, logits, index)
 
-    def draw(self, n: int, generator: torch.Generator, *, task: int | None = None) -> MemoryBatch:
+    def draw(self, n: int, generator: torch.Generator, *, task: int | None = None) -> Batch:
         """``n`` different samples in random order, or all there are if there are fewer.
 
         Args:
@@ -219,7 +195,7 @@ class Memory:
             slots = held[torch.randperm(len(held), generator=generator)[:n].to(self.device)]
         x, y, task_of, index = (held.index_select(0, slots) for held in (self.x, self.y, self.task, self.index))
         logits = None if self.logits is None else self.logits.index_select(0, slots)
-        return MemoryBatch(x, y, logits, task_of, slots, index)
+        return Batch(x, y, logits, task_of, slots, index)
 
     @torch.no_grad()
     def update_logits(self, slots: Tensor, logits: Tensor) -> None:
@@ -245,13 +221,13 @@ class Memory:
         tensors = {name: getattr(self, name)[:n].clone() for name in ("x", "y", "task", "index")}
         if self.logits is not None:
             tensors["logits"] = self.logits[:n].clone()
-        books = {"keys": self._keys, "arrived": self._arrived, "where": self._where}
+        counts = {"keys": self._keys, "arrived": self._arrived, "where": self._where}
         return {
             "layout": self._layout(),
             "filled": n,
             "seen": self.seen,
             **tensors,
-            **{name: value.clone() for name, value in books.items() if value.numel()},
+            **{name: value.clone() for name, value in counts.items() if value.numel()},
         }
 
     @torch.no_grad()

@@ -15,14 +15,17 @@ The released code (``inverse_form="official"``) rescales first and divides after
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.continual.curvature import Curvature, Source
-from unteach.continual.plugin import Host, Learner, Loss, Plugin, Running, plugin_presets, plugins, setting
-from unteach.continual.watch import Watch
+from unteach.continual.learner import Learner
+from unteach.continual.plugins.base import Plugin, PluginState, plugins, setting
+from unteach.continual.plugins.diagnostics import Diagnostics
+from unteach.continual.plugins.running_fisher import FisherKind, RunningFisher
+from unteach.continual.step import StepContext
+from unteach.continual.view import Loss
 from unteach.core.ascent import InverseForm, Noise, Normalise, climb_, normalise
 from unteach.errors import ModelError
 
@@ -42,10 +45,10 @@ class Refresh(Plugin):
         normalise: rescale d: to length 1 ("global"), to each tensor's own norm ("per-tensor").
         temperature: T of the Langevin noise.
         noise: ν, noise in units of γ, as in the released code.
-        drift: climb; off, only the noise is left (a control).
+        drift: take the ascent step; off, only the noise is left (a control).
         loss: what to unlearn: the host's loss, the current batch's task loss, or the memory terms.
-        restore: undo the climb before the update, as in SAM; nothing is unlearned then (a control).
-        every: climb in every n-th step only.
+        restore: undo the ascent before the update, as in SAM; nothing is unlearned then (a control).
+        every: unlearn in every n-th step only.
         skip_1d: leave out biases and the scales of normalisation layers.
         tau: τ, what is kept of the Fisher information of earlier tasks.
         fisher_samples: samples a task for the Fisher information; None takes all.
@@ -57,7 +60,7 @@ class Refresh(Plugin):
     gamma: float = setting(0.01, low=0)
     gamma_unit: Literal["absolute", "lr"] = "absolute"
     steps: int = setting(1, low=1)
-    preconditioner: Source = "exact"
+    preconditioner: FisherKind = "exact"
     damping: float = setting(1.0, low=0)
     inverse_form: InverseForm = "damped"
     normalise: Normalise = "none"
@@ -94,13 +97,13 @@ class Refresh(Plugin):
         """γ at learning rate ``lr``."""
         return self.gamma * lr if self.gamma_unit == "lr" else self.gamma
 
-    def start(self, learner: Learner) -> "Refreshing":
+    def start(self, learner: Learner) -> "RefreshState":
         """No Fisher information yet: P = I."""
-        return Refreshing(self, learner)
+        return RefreshState(self, learner)
 
 
-class Refreshing(Running):
-    """Refresh in one run: the preconditioner, and the watch over what the steps do."""
+class RefreshState(PluginState):
+    """Refresh in one run: the preconditioner, and diagnostics of what the steps do."""
 
     def __init__(self, settings: Refresh, learner: Learner) -> None:
         self.settings = settings
@@ -115,38 +118,42 @@ class Refreshing(Running):
         chosen, names = [params[i] for i in self.moving], [learner.names[i] for i in self.moving]
         kind, samples, augment = settings.preconditioner, settings.fisher_samples, settings.fisher_augment
         damping, form = settings.damping, settings.inverse_form
-        self._curvature = Curvature(names, chosen, kind, damping, form, settings.tau, samples, augment)
+        self._fisher = RunningFisher(names, chosen, kind, damping, form, settings.tau, samples, augment)
         self._noise = Noise(chosen) if settings.noisy else None
         bounded = settings.drift and not settings.restore and settings.normalise == "none"
-        self._watch = Watch(settings.steps, bounded=bounded, undone=settings.restore, device=chosen[0].device)
-        self._watch.expect(learner.lr, settings.rate(learner.lr))
+        self._diagnostics = Diagnostics(
+            settings.steps, bounded=bounded, undone=settings.restore, device=chosen[0].device
+        )
+        self._diagnostics.expect(learner.lr, settings.rate(learner.lr))
 
-    def step(self, host: Host) -> Mapping[str, Tensor]:
-        """Climb, then the host's update; see :class:`~unteach.continual.watch.Watch` for the diagnostics."""
+    def step(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Ascent steps, then the host's update; gives :class:`~unteach.continual.plugins.diagnostics.Diagnostics`'."""
         s = self.settings
-        gamma = s.rate(host.lr)
-        if gamma == 0 or host.index % s.every or (s.loss == "memory" and not host.has_memory):
-            host.update(host.gradient())
+        gamma = s.rate(context.lr)
+        if gamma == 0 or context.index % s.every or (s.loss == "memory" and not context.has_memory):
+            context.update(context.gradient())
             return {}
-        params: list[Tensor] = [host.params[i] for i in self.moving]
+        params: list[Tensor] = [context.params[i] for i in self.moving]
         before = [param.detach().clone() for param in params] if s.restore else []
-        generator = host.generator("refresh")
+        generator = context.generator("refresh")
         drift: list[Tensor] = []
-        kick: list[Tensor] = []
-        slope: list[Tensor] = []
+        noise: list[Tensor] = []
+        unlearned: list[Tensor] = []
         for _ in range(s.steps):
             if s.drift:
-                gradient = self._dense(host.gradient(s.loss, frozen_stats=True), params)
-                slope = slope or gradient
-                drift = _climbed(params, self._direction(gradient, params), gamma, drift)
+                gradient = self._dense(context.gradient(s.loss, frozen_stats=True), params)
+                unlearned = unlearned or gradient
+                drift = _moved(params, self._direction(gradient, params), gamma, drift)
             if self._noise is not None:
-                kick = _climbed(params, *self._kick(self._noise.draw(generator), gamma), kick)
-        relearn = host.gradient()
-        record = self._watch.step(host.lr, gamma, relearn, self._dense(relearn, params), slope, drift, kick)
+                noise = _moved(params, *self._scaled(self._noise.draw(generator), gamma), noise)
+        relearn = context.gradient()
+        record = self._diagnostics.step(
+            context.lr, gamma, relearn, self._dense(relearn, params), unlearned, drift, noise
+        )
         if s.restore:
             with torch.no_grad():
                 torch._foreach_copy_(params, before)
-        host.update(relearn)
+        context.update(relearn)
         return record
 
     def _dense(self, gradients: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
@@ -158,50 +165,50 @@ class Refreshing(Running):
             return self._p(normalise(gradient, params, self.settings.normalise))
         return normalise(self._p(gradient), params, self.settings.normalise)
 
-    def _kick(self, white: list[Tensor], gamma: float) -> tuple[list[Tensor], float]:
+    def _scaled(self, white_noise: list[Tensor], gamma: float) -> tuple[list[Tensor], float]:
         """The noise of one step, and its factor."""
         if self.settings.noise:
-            return self._p(white), gamma * self.settings.noise
-        p = self._curvature.preconditioner
-        return white if p is None else p.root(white), math.sqrt(2 * gamma * self.settings.temperature)
+            return self._p(white_noise), gamma * self.settings.noise
+        p = self._fisher.preconditioner
+        return white_noise if p is None else p.root(white_noise), math.sqrt(2 * gamma * self.settings.temperature)
 
     def _p(self, tensors: list[Tensor]) -> list[Tensor]:
-        p = self._curvature.preconditioner
+        p = self._fisher.preconditioner
         return tensors if p is None else p.times(tensors)
 
     def end_task(self, learner: Learner) -> None:
         """Take the task's Fisher information in, and say what the steps of the task did."""
-        self._watch.close(learner.task)
+        self._diagnostics.close(learner.task)
         if self.settings.gamma > 0:
-            self._curvature.take(learner)
-            self._watch.precondition(self._curvature.preconditioner)
-        self._watch.expect(learner.lr, self.settings.rate(learner.lr))
+            self._fisher.take(learner)
+            self._diagnostics.precondition(self._fisher.preconditioner)
+        self._diagnostics.expect(learner.lr, self.settings.rate(learner.lr))
 
     def summary(self) -> dict[str, float]:
-        """Medians of the ratios, the share of steps that climbed, and the spread of P in the task."""
-        return self._watch.summary()
+        """Medians of the ratios, the share of steps that climbed the loss, and the spread of P in the task."""
+        return self._diagnostics.summary()
 
     def warnings(self) -> list[str]:
         """A setting that is inert, or that outweighs the descent."""
-        return [f"refresh: {message}" for message in self._watch.messages()]
+        return [f"refresh: {message}" for message in self._diagnostics.messages()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The Fisher information, and the diagnostics of the task under way."""
-        curvature = {f"curvature.{name}": value for name, value in self._curvature.tensors.items()}
-        return curvature | {f"watch.{name}": value for name, value in self._watch.state_dict().items()}
+        curvature = {f"curvature.{name}": value for name, value in self._fisher.tensors.items()}
+        return curvature | {f"watch.{name}": value for name, value in self._diagnostics.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state of the same settings on the same network."""
-        self._curvature.load(_under("curvature.", state))
-        self._watch.precondition(self._curvature.preconditioner)
-        self._watch.load_state_dict(_under("watch.", state))
+        self._fisher.load(_under("curvature.", state))
+        self._diagnostics.precondition(self._fisher.preconditioner)
+        self._diagnostics.load_state_dict(_under("watch.", state))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _climbed(params: list[Tensor], direction: list[Tensor], size: float, before: list[Tensor]) -> list[Tensor]:
+def _moved(params: list[Tensor], direction: list[Tensor], size: float, before: list[Tensor]) -> list[Tensor]:
     """Move the parameters by ``size`` times the direction, and give how far they moved in all."""
     move = list(torch._foreach_mul(direction, size))
     climb_(params, move)
@@ -210,23 +217,20 @@ def _climbed(params: list[Tensor], direction: list[Tensor], size: float, before:
 
 # γ of the paper's own grid (0.02 to 0.04). With P = F⁻¹ and hardly any damping the noise and γP are far larger
 # than the descent step: this is the formula, not a setting that trains (refresh §4.4).
-_PAPER = {"gamma": 0.03, "loss": "host", "preconditioner": "exact", "tau": 1.0}
-plugin_presets.add("refresh-paper")(("refresh", {**_PAPER, "temperature": 1.0, "damping": 1e-3}))
-plugin_presets.add("refresh-paper-quiet")(("refresh", {**_PAPER, "temperature": 0.0, "damping": 1.0}))
-plugin_presets.add("refresh-official-code")(
-    (
-        "refresh",
-        {
-            "gamma": 1e-5,
-            "normalise": "per-tensor",
-            "preconditioner": "official",
-            "inverse_form": "official",
-            "damping": 1e-3,
-            "noise": 1e-3,
-            "tau": 1e-5,
-            "loss": "current",
-            "fisher_samples": None,
-            "fisher_augment": True,
-        },
-    )
+_PAPER: dict[str, Any] = {"gamma": 0.03, "loss": "host", "preconditioner": "exact", "tau": 1.0}
+plugins.preset("refresh-paper", "refresh", **_PAPER, temperature=1.0, damping=1e-3)
+plugins.preset("refresh-paper-quiet", "refresh", **_PAPER, temperature=0.0, damping=1.0)
+plugins.preset(
+    "refresh-official-code",
+    "refresh",
+    gamma=1e-5,
+    normalise="per-tensor",
+    preconditioner="official",
+    inverse_form="official",
+    damping=1e-3,
+    noise=1e-3,
+    tau=1e-5,
+    loss="current",
+    fisher_samples=None,
+    fisher_augment=True,
 )

@@ -1,4 +1,4 @@
-"""A watch over unlearn steps: is the setting inert, or does it undo the descent?
+"""Diagnostics of unlearn steps: is the setting inert, or does it undo the descent?
 
 Everything is kept on the device and read at the end of a task only.
 """
@@ -18,19 +18,19 @@ INERT = 1e-3
 _KEYS = ("unlearn_ratio", "noise_ratio", "cancelling")
 
 
-class Watch:
+class Diagnostics:
     """What the steps of a task did, with η the learning rate and g the gradient that the host descends.
 
-    - ``unlearn_ratio``: γ‖d‖/(η‖g‖), the climb (of all J steps together) against the descent step;
+    - ``unlearn_ratio``: γ‖d‖/(η‖g‖), the ascent (of all J steps together) against the descent step;
     - ``noise_ratio``: the same for the noise;
     - ``precond_spread``: max |P − mean P| over the entries (or eigenvalues) of P; 0 for P = I;
-    - ``cancelling``: 1 where the whole step, −ηg plus climb and noise, climbs the unlearned loss to first order.
+    - ``cancelling``: 1 where the whole step, −ηg plus ascent and noise, raises the unlearned loss to first order.
 
     Args:
         steps: J.
         bounded: γP is a step size, so that γ·max P < η is what descent requires (refresh §2.4); false where the
-            climb is undone or rescaled.
-        undone: the climb is undone before the descent.
+            ascent is undone or rescaled.
+        undone: the ascent is undone before the descent.
         device: where the parameters are.
     """
 
@@ -60,7 +60,7 @@ class Watch:
         gamma: float,
         relearn: Sequence[Tensor | None],
         descent: Sequence[Tensor],
-        slope: Sequence[Tensor],
+        unlearned: Sequence[Tensor],
         drift: Sequence[Tensor],
         noise: Sequence[Tensor],
     ) -> dict[str, Tensor]:
@@ -70,13 +70,13 @@ class Watch:
             lr: η.
             gamma: γ.
             relearn: g, all of it.
-            descent: g of the tensors that climb.
-            slope: their gradient of the unlearned loss before the climb; empty if it was not computed.
-            drift: how far they climbed.
+            descent: g of the tensors that move.
+            unlearned: their gradient of the unlearned loss before the ascent; empty if it was not computed.
+            drift: the ascent, how far they moved.
             noise: the noise that was added to them; ``drift`` or ``noise`` may be empty.
         """
         length = lr * norm([gradient for gradient in relearn if gradient is not None]) + EPS
-        uphill = list(slope) or list(descent)
+        uphill = list(unlearned) or list(descent)
         rise = -lr * dot(descent, uphill)
         for part in () if self._undone else (drift, noise):
             rise = rise + dot(part, uphill) if part else rise
@@ -116,8 +116,8 @@ class Watch:
     def _measure(self) -> dict[str, float]:
         if not self._rows:
             return {}
-        climb, noise, cancelling = torch.stack(self._rows).double().cpu().unbind(1)
-        values = (float(climb.median()), float(noise.median()), float(cancelling.mean()))
+        ascent, noise, cancelling = torch.stack(self._rows).double().cpu().unbind(1)
+        values = (float(ascent.median()), float(noise.median()), float(cancelling.mean()))
         return {**dict(zip(_KEYS, values, strict=True)), "precond_spread": float(self._spread)}
 
     def _judge(self, where: str, measured: Mapping[str, float]) -> list[str]:
@@ -162,5 +162,5 @@ class Watch:
         """J γ·max P / η, or 0 where γP is not a step size."""
         if not self._bounded:
             return 0.0
-        climb = self._steps * gamma * self._largest
-        return climb / lr if lr > 0 else math.inf
+        ascent = self._steps * gamma * self._largest
+        return ascent / lr if lr > 0 else math.inf

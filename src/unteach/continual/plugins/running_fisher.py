@@ -1,4 +1,4 @@
-"""What refresh remembers of the tasks that have ended: their Fisher information, and the P made of it."""
+"""The running Fisher information of the tasks that have ended, and the preconditioner P made of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,18 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unteach.continual.plugin import Learner
+from unteach.continual.learner import Learner
 from unteach.core.ascent import InverseForm, Preconditioner, damped_inverse, inverse
 from unteach.core.curvature import Diagonal
 from unteach.core.fisher import fisher
 from unteach.core.fisher import kronecker as factors_of
 from unteach.errors import CheckpointError, NumericsError
 
-Source = Literal["none", "exact", "empirical", "sampled", "official", "kronecker"]
+FisherKind = Literal["none", "exact", "empirical", "sampled", "official", "kronecker"]
 
 
 @dataclass(eq=False)
-class Curvature:
+class RunningFisher:
     """F ← τF + F_task at the end of a task (of the Kronecker factors: each for itself), and P = 1/(F + λ).
 
     The kinds of F are those of :func:`unteach.core.fisher.fisher`, always with batch norm in evaluation mode
@@ -28,7 +28,7 @@ class Curvature:
 
     names: Sequence[str]
     params: Sequence[nn.Parameter]
-    kind: Source
+    kind: FisherKind
     damping: float
     form: InverseForm
     tau: float

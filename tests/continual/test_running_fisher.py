@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.continual.hosts import Run, end_task, network, train
 
-from unteach.continual.plugin import make_plugin
-from unteach.continual.plugins import Plain
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import plugins
+from unteach.continual.plugins.controls import Plain
+from unteach.continual.plugins.refresh import Refresh
 from unteach.core import state
 from unteach.errors import CheckpointError
 
@@ -53,7 +53,7 @@ def test_fisher_samples_limit_the_data() -> None:
             asked.append((augment, limit))
             return super().batches(purpose, augment=augment, limit=limit)
 
-    for settings in (Refresh(fisher_samples=32), make_plugin("refresh-official-code")):
+    for settings in (Refresh(fisher_samples=32), plugins.make("refresh-official-code")):
         run = Asked()
         end_task(settings.start(run), run)
     assert asked == [(False, 32), (True, None)]
@@ -66,7 +66,7 @@ def test_fisher_samples_limit_the_data() -> None:
     ("preset", "extra"), [*((preset, {}) for preset in PRESETS), ("refresh", {"preconditioner": "kronecker"})]
 )
 def test_interrupted_equals_unbroken(preset: str, extra: dict[str, str], tmp_path) -> None:
-    settings = make_plugin(preset, **extra)
+    settings = plugins.make(preset, **extra)
     whole = Run()
     running, _ = train(settings, whole, 3)
     end_task(running, whole)
