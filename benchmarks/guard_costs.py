@@ -39,6 +39,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 from diffusers import UNet2DConditionModel
+from guard_savings import count
 from peft import LoraConfig
 from torch import Tensor
 from torch._C._profiler import _EventType
@@ -56,7 +57,6 @@ from unteach.guard import learn as learning
 from unteach.guard.config import make
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.enforce import enforce
-from unteach.guard.savings import count
 
 OUT = Path(__file__).parent / "results" / "guard_costs.json"
 MODELS = ("bundled", "large")

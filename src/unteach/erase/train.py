@@ -330,7 +330,7 @@ class Run:
         """The gradients, scaled together so that their global norm is at most ``clip``."""
         if self.method.clip == 0:
             return grads
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        norm = nn.utils.get_total_norm(grads, foreach=False)
         factor = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
         return [grad * factor for grad in grads]
 
