@@ -16,7 +16,7 @@ from unteach.continual.networks import networks
 from unteach.continual.plugin import plugin_presets, plugins
 from unteach.continual.streams import streams
 from unteach.errors import ConfigError
-from unteach.evaluate.learning import LearningResults
+from unteach.records.learning import LearningResults
 
 CONFIGS = sorted((Path(__file__).parents[1] / "benchmarks" / "configs").glob("*.yaml"))
 TINY: dict[str, Any] = {

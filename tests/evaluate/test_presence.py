@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from unteach.errors import DataError
 from unteach.evaluate import presence
 from unteach.evaluate.presence import Answers, Domain, cra, ira, kept, none_share, ua
-from unteach.evaluate.stats import Interval, wilson
+from unteach.records.stats import Interval, wilson
 
 OBJECTS, STYLES = 3, 2
 

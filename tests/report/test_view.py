@@ -5,7 +5,7 @@ import pytest
 from tests.report.pages import concept_metrics, make, metric
 
 from unteach.evaluate import presence
-from unteach.evaluate.results import ConceptRecord, Metric, Results
+from unteach.records.erasure import ConceptRecord, Metric, Results
 from unteach.report import view, words
 from unteach.report.view import Thresholds, Verdict
 

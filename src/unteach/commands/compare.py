@@ -14,11 +14,11 @@ from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import CheckpointError
-from unteach.evaluate import environment
 from unteach.evaluate.images import ImageStore, Item
 from unteach.evaluate.measures import drift_metrics
 from unteach.evaluate.pictures import png
-from unteach.evaluate.results import ConceptRecord, Cost, Grid, Results
+from unteach.records import environment
+from unteach.records.erasure import ConceptRecord, Cost, Grid, Results
 
 __all__ = ["compare"]
 

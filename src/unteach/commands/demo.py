@@ -26,7 +26,7 @@ from unteach.diffusion.model import load
 from unteach.erase import make
 from unteach.errors import ConfigError
 from unteach.evaluate.prompts import PROTOCOLS, Protocol
-from unteach.evaluate.results import Results
+from unteach.records.erasure import Results
 from unteach.report.html import render
 from unteach.report.view import duration
 

@@ -21,8 +21,8 @@ from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import Model, load
 from unteach.errors import ConfigError
 from unteach.evaluate.prompts import Protocol, World, protocol
-from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
+from unteach.records.erasure import Results
 from unteach.report import model_card, view
 
 __all__ = ["Subject", "on_canvas", "refresh_card", "run"]

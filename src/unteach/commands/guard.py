@@ -25,7 +25,6 @@ from unteach.core.loop import Step
 from unteach.diffusion import export
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError, NumericsError
-from unteach.evaluate import environment
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.baselines import Case, baselines, layer_type
@@ -34,6 +33,7 @@ from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
 from unteach.guard.record import MaskData, MaskRecord
 from unteach.guard.relearn import ADVISED, PERCENT, relearn
+from unteach.records import environment
 from unteach.report import view
 
 __all__ = ["apply", "keygen", "learn", "show"]

@@ -26,8 +26,8 @@ from unteach.continual.stream import Scenario, Stream, with_scenario
 from unteach.core import places, processes, reading, state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
-from unteach.evaluate import environment
-from unteach.evaluate.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
+from unteach.records import environment
+from unteach.records.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
 from unteach.report.learning import render_learning
 
 __all__ = ["Job", "Plan", "load_plan", "run"]

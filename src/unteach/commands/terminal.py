@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from unteach.errors import ConfigError, printable
-from unteach.evaluate.results import Metric, Results
+from unteach.records.erasure import Metric, Results
 from unteach.report import view, words
 
 MEASURES = ("UA", "IRA", "CRA")

@@ -25,12 +25,13 @@ from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import CheckpointError, ConfigError, DataError
-from unteach.evaluate import environment, measures
+from unteach.evaluate import measures
 from unteach.evaluate.images import ImageStore
 from unteach.evaluate.pictures import grids
 from unteach.evaluate.presence import Answers, Domain, retained
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
-from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
+from unteach.records import environment
+from unteach.records.erasure import ConceptRecord, Cost, Metric, Results, Table
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, 3, H, W) float in [0, 1] to object and style indices (N,) each; the number of classes = none of

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unteach.core import state
 from unteach.errors import ConfigError, DataError
-from unteach.evaluate.results import Grid
+from unteach.records.erasure import Grid
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
