@@ -28,8 +28,8 @@ from unteach.core.finding import Finding
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion import Model, WeightDelta, load, sample
 from unteach.erase import Check, erase
-from unteach.evaluate import environment
 from unteach.evaluate.prompts import HELD_OUT, Ask, Protocol, World, asks
+from unteach.records import environment
 
 RESULT = Path(__file__).parent / "results" / "check_verdicts.json"
 PROTOCOL = Protocol(name="check", target=32, retained=64)

@@ -10,7 +10,7 @@ from typing import Any
 
 from unteach.core import state
 from unteach.core.finding import HURT_REST, KEPT_REST
-from unteach.evaluate.stats import wilson
+from unteach.records.stats import wilson
 
 HERE = Path(__file__).parent
 GRID_TARGETS = {

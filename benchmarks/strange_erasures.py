@@ -25,8 +25,8 @@ from unteach.data.concepts import Concept
 from unteach.diffusion import load, sample
 from unteach.diffusion.model import Model
 from unteach.erase import erase
-from unteach.evaluate import environment
-from unteach.evaluate.stats import wilson
+from unteach.records import environment
+from unteach.records.stats import wilson
 
 RESULT = Path(__file__).parent / "results" / "strange_erasures.json"
 DRAWING = {"num_inference_steps": 12, "guidance_scale": 3.0}

@@ -20,7 +20,7 @@ from unteach.data.vocabulary import OBJECTS, STYLES
 from unteach.diffusion.delta import WeightDelta
 from unteach.erase import methods
 from unteach.evaluate.prompts import PROTOCOLS, Protocol
-from unteach.evaluate.results import ConceptRecord, Metric, Results
+from unteach.records.erasure import ConceptRecord, Metric, Results
 
 QUICK = [
     "steps=4", "warm_up=1", "batch=2", "lr=0.01", "d_width=8", "images=4", "retain_images=4", "num_inference_steps=2",

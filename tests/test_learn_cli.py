@@ -17,7 +17,7 @@ from unteach.continual.networks import networks
 from unteach.continual.plugins import plugins
 from unteach.continual.streams import streams
 from unteach.errors import ConfigError
-from unteach.evaluate.learning import LearningResults
+from unteach.records.learning import LearningResults
 
 CONFIGS = sorted((Path(__file__).parents[1] / "benchmarks" / "configs").glob("*.yaml"))
 TINY: dict[str, Any] = {

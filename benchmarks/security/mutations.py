@@ -41,9 +41,9 @@ import torch
 from benchmarks.security import mutators
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.evaluate import guarded, learned
 from tests.evaluate.test_results import full
 from tests.guard import checkpoints
+from tests.records import guarded, learned
 from tests.toys import build
 
 from unteach.attack import sweep
@@ -64,15 +64,15 @@ from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import Chunk, _Store
 from unteach.errors import UnteachError, shorten
-from unteach.evaluate import environment
 from unteach.evaluate.guarding import Mask, Relearning
 from unteach.evaluate.image_cache import ImageStore
-from unteach.evaluate.learning import LearningRun
-from unteach.evaluate.results import Results
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.files import Safetensors
 from unteach.guard.manifest import FreezeManifest
+from unteach.records import environment
+from unteach.records.erasure import Results
+from unteach.records.learning import LearningRun
 from unteach.report import model_card
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "security_mutations.json"

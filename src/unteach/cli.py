@@ -101,7 +101,7 @@ def parse(given: Sequence[str]) -> Verb:
         chosen = tyro.cli(kind(given[0]), prog=f"unteach {given[0]}", args=list(given[1:]), **how)
     else:  # help, or a mistake
         text = "Take concepts out of text-to-image models, see what else changed, keep it from being relearned."
-        every = functools.reduce(or_, (Annotated[kind(name), tyro.conf.subcommand(name)] for name in VERBS))
+        every: Any = functools.reduce(or_, (Annotated[kind(name), tyro.conf.subcommand(name)] for name in VERBS))
         chosen = tyro.cli(every, prog="unteach", description=text, args=list(given), **how)
     verb: Verb = getattr(chosen, "command", chosen)
     return verb

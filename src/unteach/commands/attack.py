@@ -19,10 +19,10 @@ from unteach.diffusion.domains import Domain
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
-from unteach.evaluate import environment
 from unteach.guard.data import GuardData
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.record import MaskRecord, check_model
+from unteach.records import environment
 
 __all__ = ["Mask", "run"]
 

@@ -19,8 +19,13 @@ from tyro.conf import arg
 
 from unteach.commands.console import say, wrote
 from unteach.commands.verb import RESUMES, Verb
+from unteach.core import places
 from unteach.core.events import Lines
+from unteach.data.concepts import ConceptSet
+from unteach.erase import make
 from unteach.errors import UnteachError
+from unteach.evaluate.prompts import PROTOCOLS, Protocol
+from unteach.report.html import render
 
 __all__ = ["ERASURES", "Demo", "Erasure"]
 
@@ -75,11 +80,10 @@ class Demo(Verb):
 
     def run(self, command: str) -> int:
         """The whole demo."""
-        from unteach.core import jobs, places
+        from unteach.core import jobs
         from unteach.core.device import cores
         from unteach.core.text import duration
-        from unteach.evaluate.results import Results
-        from unteach.report.html import render
+        from unteach.records.erasure import Results
         from unteach.report.terminal import verdicts
 
         begin = time.time()
@@ -145,9 +149,6 @@ def _erase(erasure: Erasure, demo: Demo, command: str, told: Told) -> None:
     from unteach.canvas import CANVAS, concepts
     from unteach.commands.erase import Plan
     from unteach.commands.evaluate import Evaluate, Subject, refresh_card
-    from unteach.data.concepts import ConceptSet
-    from unteach.erase import make
-    from unteach.evaluate.prompts import PROTOCOLS, Protocol
 
     out = demo.out / erasure.target
     plan = Plan(

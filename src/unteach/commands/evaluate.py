@@ -11,6 +11,10 @@ from tyro.conf import arg
 from unteach.commands.console import events, say, wrote
 from unteach.commands.verb import RESUMES, Machine, Mistakes
 from unteach.errors import ConfigError
+from unteach.evaluate.prompts import Protocol, World, protocol
+from unteach.evaluate.suite import evaluate_canvas
+from unteach.records.erasure import Results
+from unteach.report import model_card
 
 if TYPE_CHECKING:
     from unteach.core.events import Events
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from unteach.diffusion.delta import WeightDelta
     from unteach.diffusion.model import Model
     from unteach.evaluate.prompts import Protocol
-    from unteach.evaluate.results import Results
+    from unteach.records.erasure import Results
 
 __all__ = ["Evaluate", "Subject"]
 
@@ -109,7 +113,6 @@ class Evaluate(Machine):
         from unteach.core import places
         from unteach.core.run import seconds_spent
         from unteach.evaluate.compare import compare
-        from unteach.evaluate.suite import evaluate_canvas
 
         how: dict[str, Any] = {
             "seeds": self.seeds,
@@ -141,7 +144,6 @@ class Evaluate(Machine):
         from unteach.canvas import CANVAS, folder_of, is_canvas
         from unteach.core.device import device_of, dtype_of
         from unteach.diffusion.loading import inspect
-        from unteach.evaluate.prompts import World, protocol
 
         found = Mistakes()
         config: dict[str, Any] = {}
@@ -253,6 +255,5 @@ class Subject:
 def refresh_card(erased: Path, delta: WeightDelta, results: Results) -> Path:
     """Write the model card of a run anew, with what was measured."""
     from unteach.core import state
-    from unteach.report import model_card
 
     return state.write_bytes(erased / "README.md", model_card(delta.meta, [results]).encode())

@@ -24,7 +24,6 @@ from unteach.diffusion import domains, export
 from unteach.diffusion.domains import Domain
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError, NumericsError
-from unteach.evaluate import environment
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.baselines import Case, baselines, layer_type
@@ -33,6 +32,7 @@ from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
 from unteach.guard.record import MaskData, MaskRecord
 from unteach.guard.relearn import ADVISED, PERCENT, relearn
+from unteach.records import environment
 
 __all__ = ["apply", "keygen", "learn", "show"]
 

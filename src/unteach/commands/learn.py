@@ -17,8 +17,8 @@ from unteach.continual.metrics import matrix_of, summary
 from unteach.core import jobs as many
 from unteach.core import places, reading, state
 from unteach.errors import ConfigError
-from unteach.evaluate import environment
-from unteach.evaluate.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
+from unteach.records import environment
+from unteach.records.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
 from unteach.report.learning import render_learning
 
 __all__ = ["load_plan", "run"]

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unteach.core import state, text
 from unteach.errors import DataError
-from unteach.evaluate.results import Grid, Results
+from unteach.records.erasure import Grid, Results
 from unteach.report import view, words
 from unteach.report.images import read_png
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unteach.core.text import aligned
-from unteach.evaluate.results import Metric, Results
+from unteach.records.erasure import Metric, Results
 from unteach.report import view, words
 
 __all__ = ["drifts", "verdicts"]
