@@ -4,11 +4,11 @@
 
 Arms for each concept: ``uce``; parts and twice of it (``uce x0.05``, ``uce x0.5``, ``uce x2``); the plain formula with
 no prompts to keep (``uce-plain alone``); ``noise``, a random change of the same tensors; and the trained presets asked
-for. The thresholds were chosen on apple, cigarette and mono (but for the zone of "perhaps hurt"). The judges' side: the
-target is gone when at most 10 % of its held-out prompts still show it, the anchor is there when at least 75 % show it,
-the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both judges).
-Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes ``benchmarks/results/check_verdicts.json``. About 1 CPU-minute
-an arm that is not trained.
+for. The judges' side: the target is gone when at most 10 % of its held-out prompts still show it, the anchor is there
+when at least 75 % show it, the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both
+judges). Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes
+``benchmarks/results/check_verdicts.json``, but not for the concepts that the check's thresholds were chosen on (apple,
+cigarette, mono). About 1 CPU-minute an arm that is not trained.
 """
 
 import argparse
