@@ -19,13 +19,8 @@ from tyro.conf import arg
 
 from unteach.commands.console import say, wrote
 from unteach.commands.verb import RESUMES, Verb
-from unteach.core import places
 from unteach.core.events import Lines
-from unteach.data.concepts import ConceptSet
-from unteach.erase import make
 from unteach.errors import UnteachError
-from unteach.evaluate.prompts import PROTOCOLS, Protocol
-from unteach.report.html import render
 
 __all__ = ["ERASURES", "Demo", "Erasure"]
 

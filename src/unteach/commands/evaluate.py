@@ -11,10 +11,6 @@ from tyro.conf import arg
 from unteach.commands.console import events, say, wrote
 from unteach.commands.verb import RESUMES, Machine, Mistakes
 from unteach.errors import ConfigError
-from unteach.evaluate.prompts import Protocol, World, protocol
-from unteach.evaluate.suite import evaluate_canvas
-from unteach.records.erasure import Results
-from unteach.report import model_card
 
 if TYPE_CHECKING:
     from unteach.core.events import Events
