@@ -77,11 +77,11 @@ def _record(run: Run, command: str) -> LearningRun:
     job, outcome = run.job, run.outcome
     stream, (method, plugin, training) = job.load_stream(), job.parts()
     by_task = {} if outcome is None else {row.task: row for row in outcome.rows}
-    untrained = {} if outcome is None else vars(outcome.untrained)
+    untrained: dict[str, list[float]] = {} if outcome is None else vars(outcome.untrained)
     places = [by_task.get(task) for task in range(len(stream.tasks))]
     sizes = tuple(len(task.test_y) for task in stream.tasks)
     matrices = {kind: matrix_of({t: getattr(r, kind) for t, r in by_task.items()}, len(sizes)) for kind in KINDS}
-    before = {kind: untrained[kind] for kind in ("class_il_all_heads", "task_il") if kind in untrained}
+    before = {str(kind): untrained[kind] for kind in ("class_il_all_heads", "task_il") if kind in untrained}
     ece, nll = ([None if row is None else getattr(row, what) for row in places] for what in ("ece", "nll"))
     took = [{} if row is None else row.seconds for row in places]
     warnings = () if outcome is None else outcome.warnings
