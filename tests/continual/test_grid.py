@@ -1,6 +1,5 @@
 """The grid as library functions: what is refused before anything is trained, old names of settings, old folders."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -57,14 +56,27 @@ def test_the_stream_is_read_once_a_process() -> None:
 
 
 def test_a_finished_run_is_known_and_one_of_other_settings_refused(tmp_path: Path) -> None:
-    """A learn folder of 0.1 belongs to the same grid file, with the names of then."""
+    """A learn folder of 0.1 belongs to the same grid file, with the names of then or of now."""
     shutil.copytree(OLD / "learn", tmp_path / "learn")
     record = yaml.safe_load((OLD / "grid.yaml").read_text(encoding="utf-8"))
     jobs = grid.plan(record).jobs
     assert len(jobs) == 4 and all(grid.finished(job, tmp_path / "learn") for job in jobs)
     assert not grid.finished(grid.plan({**record, "seeds": [1]}).jobs[0], tmp_path / "learn")
-    path = jobs[0].folder(tmp_path / "learn") / grid.JOB
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}), encoding="utf-8")
+    now = {"epochs": 1, "batch_size": 64, "learning_rate": 0.05}
+    er = {"method": "er", "buffer_size": 20, "label": "er 20"}
+    assert all(grid.finished(job, tmp_path / "learn") for job in grid.plan({**record, "training": now}).jobs)
+    assert all(grid.finished(job, tmp_path / "learn") for job in grid.plan({**record, "methods": [er]}).jobs)
+    others: list[dict[str, Any]] = [
+        {"training": {**now, "learning_rate": 0.06}},
+        {"methods": [{**er, "buffer_size": 21}]},
+        {"network_options": {"hidden": [9]}},
+        {"scenario": "task"},
+    ]
+    for other in others:
+        with pytest.raises(CheckpointError, match="a run of other settings"):
+            grid.finished(grid.plan({**record, **other}).jobs[0], tmp_path / "learn")
+    job = jobs[0].folder(tmp_path / "learn") / grid.JOB
+    job.write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="a run of other settings"):
         grid.finished(jobs[0], tmp_path / "learn")
 

@@ -12,10 +12,10 @@ import torch
 from unteach.commands.console import say, wrote
 from unteach.commands.options import Learn
 from unteach.continual import grid
-from unteach.continual.grid import Grid, Job, Run
-from unteach.continual.metrics import matrix_of, summary
+from unteach.continual.grid import Grid, Job, Result
+from unteach.continual.metrics import summary
 from unteach.core import jobs as many
-from unteach.core import places, reading, state
+from unteach.core import places, reading
 from unteach.errors import ConfigError
 from unteach.evaluate import environment
 from unteach.evaluate.learning import ALONE, KINDS, Key, LearningResults, LearningRun, Mean, Seconds
@@ -67,20 +67,20 @@ def do(job: Job, out: Path, command: str, threads: int) -> None:
     """
     torch.set_num_threads(threads)
     if not grid.finished(job, out):
-        record, folder = _record(grid.train(job, out), command), job.folder(out)
-        state.write_json(folder / grid.JOB, {**vars(job), "fingerprint": job.fingerprint()})
-        record.save(folder / grid.RECORD)
+        record = _record(grid.train(job, out), command)
+        job.save(out)
+        record.save(job.folder(out) / grid.RECORD)
     grid.finish(job, out)
 
 
-def _record(run: Run, command: str) -> LearningRun:
+def _record(run: Result, command: str) -> LearningRun:
     job, outcome = run.job, run.outcome
     stream, (method, plugin, training) = job.load_stream(), job.parts()
     by_task = {} if outcome is None else {row.task: row for row in outcome.rows}
     untrained: dict[str, list[float]] = {} if outcome is None else vars(outcome.untrained)
     places = [by_task.get(task) for task in range(len(stream.tasks))]
     sizes = tuple(len(task.test_y) for task in stream.tasks)
-    matrices = {kind: matrix_of({t: getattr(r, kind) for t, r in by_task.items()}, len(sizes)) for kind in KINDS}
+    matrices = {kind: [getattr(row, kind) if row else [None] * len(sizes) for row in places] for kind in KINDS}
     before = {str(kind): untrained[kind] for kind in ("class_il_all_heads", "task_il") if kind in untrained}
     ece, nll = ([None if row is None else getattr(row, what) for row in places] for what in ("ece", "nll"))
     took = [{} if row is None else row.seconds for row in places]

@@ -17,7 +17,7 @@ from unteach.core import state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
 
-__all__ = ["KEYS", "Grid", "Job", "Run", "check", "finish", "finished", "plan", "train"]
+__all__ = ["KEYS", "Grid", "Job", "Result", "check", "finish", "finished", "plan", "train"]
 
 LISTS, TABLES = ("methods", "plugins", "seeds"), ("training", "stream_options", "network_options")
 KEYS = frozenset({"stream", "scenario", "network", "title", *LISTS, *TABLES})
@@ -54,9 +54,14 @@ class Job:
         name = self.label.replace(" ", "").replace("/", "-")
         return out / "runs" / name / str(self.seed)
 
-    def fingerprint(self) -> str:
-        """Of everything that it depends on."""
-        return state.fingerprint(dict(vars(self)))
+    def same(self, other: "Job") -> bool:
+        """Whether both are one run, whatever their settings were called when they were written down."""
+        told = ("stream", "stream_options", "scenario", "network", "network_options", "seed", "label")
+        return all(getattr(self, f) == getattr(other, f) for f in told) and self.parts() == other.parts()
+
+    def save(self, out: Path) -> None:
+        """Say in its folder what it is a run of."""
+        state.write_json(self.folder(out) / JOB, vars(self))
 
     def load_stream(self) -> Stream:
         """The stream; each is read once in a process."""
@@ -103,7 +108,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Result:
     """What a job gave.
 
     Attributes:
@@ -178,23 +183,27 @@ def finished(job: Job, out: Path) -> bool:
     folder = job.folder(out)
     if not (folder / RECORD).exists():
         return False
-    if state.read_table(folder / JOB).get("fingerprint") != job.fingerprint():
-        raise CheckpointError(
-            f"{folder} holds a run of other settings", fix="use another --out, or the settings of before"
-        )
+    kept = state.read_table(folder / JOB)
+    try:
+        same = Job(**{key: kept[key] for key in vars(job)}).same(job)
+    except (KeyError, ConfigError):
+        same = False
+    if not same:
+        fix = "use another --out, or the settings of before"
+        raise CheckpointError(f"{folder} holds a run of other settings", fix=fix)
     return True
 
 
-def train(job: Job, out: Path) -> Run:
+def train(job: Job, out: Path) -> Result:
     """Train and measure one run of the grid; an interrupted one goes on where it was.
 
     Raises:
         CheckpointError: its folder holds a run of other settings.
     """
     try:
-        return Run(job, job.trainer().run(job.folder(out)))
+        return Result(job, job.trainer().run(job.folder(out)))
     except NumericsError as error:
-        return Run(job, None, str(error))
+        return Result(job, None, str(error))
 
 
 def finish(job: Job, out: Path) -> None:

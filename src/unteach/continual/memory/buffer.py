@@ -92,15 +92,6 @@ class Memory:
     def __len__(self) -> int:
         return self._filled
 
-    @property
-    def full(self) -> bool:
-        """Whether every row that the policy can use is in use."""
-        return self._filled == (self._share * self.classes if self.policy == "ring" else self.capacity)
-
-    def class_counts(self) -> Tensor:
-        """Samples held of each class, shape (classes,), int64."""
-        return torch.bincount(self.y[: self._filled], minlength=self.classes)
-
     @torch.no_grad()
     def insert(
         self,

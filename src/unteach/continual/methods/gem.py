@@ -15,7 +15,7 @@ from torch import Tensor
 from unteach.continual.batch import Batch
 from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Replay, methods, setting
-from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.terms import Rule
 from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.surgery import agem
@@ -28,10 +28,6 @@ class _Episodic(Replay):
 
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = True
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def remember(self, view: View, x: Tensor) -> None:
         """Nothing is kept before the task ends."""

@@ -1,8 +1,8 @@
 """Quadratic penalties with other weights than the Fisher information: L2-SP, SI, MAS, RWalk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class SITerm(Anchor):
     """
 
     watches = True
+    saved = (*Anchor.saved, "path", "start")
 
     def __init__(self, weight: float, xi: float) -> None:
         super().__init__(weight)
@@ -95,15 +96,6 @@ class SITerm(Anchor):
         new = [(w / ((p - s).square() + self.xi)).clamp_min(0) for w, p, s in parts]
         old = self.importance or [torch.zeros_like(n) for n in new]
         self.set(learner.params, [a + b for a, b in zip(old, new, strict=True)])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Anchor, weights and the path so far."""
-        return {**super().state_dict(), "path": self.path, "start": self.start}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state)
-        self.path, self.start = state["path"], state["start"]
 
 
 @methods.add("si")
@@ -178,6 +170,8 @@ class RWalkTerm(SITerm):
     updates, and is halved with the one before when a task ends.
     """
 
+    saved = (*SITerm.saved, "fisher", "score")
+
     def __init__(self, weight: float, decay: float, epsilon: float) -> None:
         super().__init__(weight, epsilon)
         self.decay = decay
@@ -209,15 +203,6 @@ class RWalkTerm(SITerm):
         self.score = fresh if self.score is None else [0.5 * (a + b) for a, b in zip(self.score, fresh, strict=True)]
         parts = zip(_scaled(self.fisher), _scaled(self.score), strict=True)
         self.set(learner.params, [f + s for f, s in parts])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything."""
-        return {**super().state_dict(), "fisher": self.fisher, "score": self.score}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state)
-        self.fisher, self.score = state["fisher"], state["score"]
 
 
 def _scaled(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -17,10 +17,6 @@ class FineTune(Method):
 
     name: ClassVar[str] = "fine-tune"
 
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
-
 
 @methods.add("joint")
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +32,6 @@ class Joint(Method):
     boundaries: ClassVar[bool] = True
 
     cumulative: bool = False
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def stages(self, tasks: int) -> list[list[int]]:
         """All tasks at the last stage, or at every stage those so far."""

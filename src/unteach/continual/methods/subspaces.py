@@ -1,8 +1,7 @@
 """OGD and GPM: no step in a stored subspace, the limit β → ∞ of a quadratic with its projector (refresh.md §1.3)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +9,15 @@ from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Method, methods, setting
-from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.terms import Rule
 from unteach.continual.view import View
 from unteach.core.vectors import flat, shaped
 
 
 class _OGD(Rule):
     """Orthonormal basis (P, k) of the gradients of true-class logits at the end of each task."""
+
+    saved = ("basis",)
 
     def __init__(self, vectors: int) -> None:
         self.vectors = vectors
@@ -46,12 +47,6 @@ class _OGD(Rule):
         u, size, _ = torch.linalg.svd(r)  # columns of q alone would not do: later gradients may need a dependent one's
         self.basis = torch.cat([known, q @ u[:, size > least]], 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"basis": self.basis}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.basis = state["basis"]
-
 
 @methods.add("ogd")
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +65,6 @@ class OGD(Method):
 
     vectors: int = setting(40, low=1)
 
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
-
     def rule(self, learner: Learner) -> Rule:
         """Project off the stored gradients."""
         return _OGD(self.vectors)
@@ -81,6 +72,8 @@ class OGD(Method):
 
 class _GPM(Rule):
     """Per layer an orthonormal basis (inputs, k) of the inputs it has seen."""
+
+    saved = ("bases",)
 
     def __init__(self, threshold: float, samples: int) -> None:
         self.threshold, self.samples = threshold, samples
@@ -105,12 +98,6 @@ class _GPM(Rule):
     def end_task(self, learner: Learner) -> None:
         for name, inputs in layer_inputs(learner, self.samples).items():
             self.bases[name] = extended(self.bases.get(name), inputs, self.threshold)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"bases": self.bases}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.bases = dict(state["bases"])
 
 
 def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
@@ -183,10 +170,6 @@ class GPM(Method):
 
     threshold: float = setting(0.97, above=0, high=1)
     samples: int = setting(128, low=1)
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def rule(self, learner: Learner) -> Rule:
         """Project off the stored inputs."""

@@ -1,7 +1,7 @@
 """Variational continual learning (Nguyen et al. 2018) and its natural-gradient form (NVCL, Tseran et al. 2018)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,7 @@ class Posterior(Term):
     """
 
     part = "weight"
+    saved = ("mean", "log_std", "samples")
 
     def __init__(self, weight: float, prior_std: float) -> None:
         self.weight, self.prior_std = weight, prior_std
@@ -87,14 +88,6 @@ class Posterior(Term):
         """The posterior is the next prior."""
         mean, log_std = _halves(learner.params)
         self.mean, self.log_std = [m.detach().clone() for m in mean], [s.detach().clone() for s in log_std]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The prior."""
-        return {"mean": self.mean, "log_std": self.log_std, "samples": self.samples}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved prior."""
-        self.mean, self.log_std, self.samples = state["mean"], state["log_std"], state["samples"]
 
 
 def _halves(params: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
