@@ -176,7 +176,8 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "learn --config", place(work, "grid", {"c.yaml": grid}), ["c.yaml"],
-        lambda f: [state.fingerprint(vars(j)) for j in load_plan(f / "c.yaml", Learn(config=f / "c.yaml")).jobs], yaml, 1.5,
+        lambda f: [state.fingerprint(vars(j)) for j in load_plan(f / "c.yaml", Learn(config=f / "c.yaml")).jobs],
+        yaml, 1.5,
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],

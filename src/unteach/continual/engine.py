@@ -122,7 +122,7 @@ def learn(
         save_every: steps between checkpoints.
         device: default: a GPU when there is one.
         events: told of each step; an exception from it stops the run.
-        options: of the network.
+        options: arguments of the network's builder.
 
     Returns:
         The trained network and everything measured.

@@ -35,7 +35,7 @@ class Job:
     Attributes:
         method: "method" with its name, and settings.
         plugin: "plug-in" with its name, and settings; None is the method alone.
-        label: of the arm: the method's label, and "__" and the plug-in's where there is one.
+        label: name of the arm: the method's label, and "__" and the plug-in's where there is one.
     """
 
     stream: str

@@ -23,7 +23,7 @@ class FisherMethod(Method):
         strength: λ; the penalty is λ/2·ΣF(θ - θ_old)². Code without the ½ (Mammoth) has half of it.
         fisher: which Fisher information (mean over samples, batch norm in evaluation mode); "official" is the
             refresh and Mammoth codes', p(y|x)·g_y² at the true label.
-        fisher_samples: at most so many samples of the task; 0 takes all.
+        fisher_samples: most samples of the task; 0 takes all.
     """
 
     form: ClassVar[Form] = "exact given the weights"

@@ -108,7 +108,7 @@ class GEM(_Episodic):
 
     Args:
         margin: least multiplier; above 0 it favours old tasks.
-        samples: of each old task's memory a step.
+        samples: samples of each old task's memory a step.
     """
 
     name: ClassVar[str] = "gem"

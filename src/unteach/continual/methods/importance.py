@@ -148,7 +148,7 @@ class MAS(Method):
 
     Args:
         strength: λ.
-        samples: at most so many samples of the task; 0 takes all.
+        samples: most samples of the task; 0 takes all.
     """
 
     name: ClassVar[str] = "mas"
@@ -217,7 +217,7 @@ class RWalk(Method):
 
     Args:
         strength: λ.
-        decay: of the moving average of squared gradients.
+        decay: decay of the moving average of squared gradients.
         epsilon: keeps the scores finite.
     """
 

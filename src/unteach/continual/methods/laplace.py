@@ -133,8 +133,8 @@ class KroneckerLaplace(Method):
         strength: β.
         prior: precision of a Gaussian around the last weights, of every weight.
         damping: added to both factors' diagonals.
-        factor: whose labels: the model's own (all, or one drawn), or the true ones.
-        fisher_samples: at most so many samples of the task; 0 takes all.
+        factor: labels of the factors: the model's own (all, or one drawn), or the true ones.
+        fisher_samples: most samples of the task; 0 takes all.
     """
 
     name: ClassVar[str] = "kronecker-laplace"

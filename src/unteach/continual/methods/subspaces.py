@@ -106,7 +106,7 @@ def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
     Args:
         basis: (d, k), orthonormal, or None.
         inputs: (d, n), columns.
-        threshold: in (0, 1].
+        threshold: share of the energy, in (0, 1].
     """
     total = inputs.square().sum()
     known = inputs[:, :0] if basis is None else basis
@@ -161,7 +161,7 @@ class GPM(Method):
 
     Args:
         threshold: share of the inputs' energy that is protected.
-        samples: of a task, for the inputs.
+        samples: samples of a task, for the inputs.
     """
 
     name: ClassVar[str] = "gpm"

@@ -102,8 +102,8 @@ class VCL(Method):
 
     Args:
         beta: β; 1 is the variational bound.
-        prior_std: of the first prior.
-        initial_std: of q at the start.
+        prior_std: standard deviation of the first prior.
+        initial_std: standard deviation of q at the start.
     """
 
     name: ClassVar[str] = "vcl"
@@ -137,7 +137,7 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         params: means, then log standard deviations, alike in number and shape.
         lr: ρ.
-        samples: gives N.
+        samples: function that gives N.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, samples: Callable[[], int]) -> None:
