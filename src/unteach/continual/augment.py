@@ -37,7 +37,7 @@ def augment(
     Args:
         x: (B, C, H, W) uint8. Anything else is allowed with the kind "none" alone.
         kind: one of :data:`KINDS`.
-        generator: random numbers, on the CPU; draws B moves down, B moves right and, for crop-flip, B numbers in [0, 1).
+        generator: on the CPU, draws B moves down, B moves right and, for crop-flip, B numbers in [0, 1).
         padding: pixels, for crops.
         share: share of the side, in [0, 1], for shifts.
         fill: value in 0..255 of the pixels that come into view, or "edge" for the nearest one of the image;
