@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from unteach.canvas.train_judges import DOUBT
 
 from unteach.canvas import model_path
 from unteach.canvas.judges import judges
@@ -22,8 +21,8 @@ from unteach.core import seeds, state
 from unteach.data.vocabulary import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import sample
-from unteach.evaluate import environment
-from unteach.evaluate.stats import wilson
+from unteach.records import environment
+from unteach.records.stats import wilson
 
 STEPS, GUIDANCE, SEED = 20, 3.0, 188
 SETS = {
@@ -51,7 +50,7 @@ def measure(name: str, out: Path) -> dict[str, object]:
     for judge_name, judge in judges().items():
         for column, (what, chances) in enumerate(zip(("object", "style"), judge.probabilities(images), strict=True)):
             trained = chances.clone()  # what the judge said before its "none" was calibrated
-            trained[:, -1] *= math.exp(-DOUBT[judge_name][column])
+            trained[:, -1] *= math.exp(-judge.meta["doubt"][column])
             for label, table in ((f"{judge_name} {what}", chances), (f"{judge_name} {what}, as trained", trained)):
                 rows[label] = asdict(wilson(int((table.argmax(1) == asked[:, column]).sum()), len(pairs)))
     return rows

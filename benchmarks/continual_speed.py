@@ -27,7 +27,7 @@ from unteach.continual.plugins import plugins
 from unteach.continual.streams import Stream, Task
 from unteach.core import state
 from unteach.core.fisher import fisher
-from unteach.evaluate import environment
+from unteach.records import environment
 
 OUT = Path(__file__).parent / "results" / "continual_speed.json"
 ROUNDS = 5

@@ -23,9 +23,9 @@ from unteach.canvas.judges import judges
 from unteach.core import state
 from unteach.diffusion.model import load
 from unteach.erase import erase
-from unteach.evaluate import environment
-from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
+from unteach.records import environment
+from unteach.records.erasure import Results
 
 CONCEPTS = ("twemoji", "bomb")
 ARMS = ("doco-canvas", "ablate-canvas", "uce", "none")

@@ -37,12 +37,12 @@ from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model, load
-from unteach.evaluate import environment
-from unteach.evaluate.stats import paired_t, t_mean
 from unteach.guard.baselines import Case, baselines
 from unteach.guard.config import make
 from unteach.guard.data import GuardData, losses
 from unteach.guard.learn import Learned, jaccard, learn
+from unteach.records import environment
+from unteach.records.stats import paired_t, t_mean
 
 OUT = Path(__file__).parent / "results" / "guard_masks.json"
 

@@ -19,7 +19,7 @@ from typing import Any
 from unteach.continual import grid
 from unteach.core import reading, state
 from unteach.errors import ConfigError
-from unteach.evaluate.learning import ALONE, Arm, LearningResults
+from unteach.records.learning import ALONE, Arm, LearningResults
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "learning.json"

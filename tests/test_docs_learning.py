@@ -12,8 +12,7 @@ import pytest
 import yaml
 from tests.continual import tiny
 
-from unteach.commands.learn import load_plan
-from unteach.commands.options import Learn
+from unteach.commands.learn import Learn
 from unteach.continual.methods import methods
 from unteach.continual.plugins import plugins
 from unteach.continual.streams import SCENARIOS, Stream, streams
@@ -88,7 +87,7 @@ def test_the_examples_of_the_start_page_run(tmp_path: Path, capsys: pytest.Captu
     (source,) = blocks("continual.md", "yaml")
     file = tmp_path / "my.yaml"
     file.write_text(source, encoding="utf-8")
-    assert len(load_plan(file, Learn()).jobs) == 4 * 3 * 3
+    assert len(Learn(config=file).plan().jobs) == 4 * 3 * 3
 
 
 def test_the_streams_page_names_every_stream_and_scenario() -> None:
@@ -123,7 +122,7 @@ def test_the_papers_numbers_are_those_of_the_configs(path: Path) -> None:
             arm = yaml.safe_load(shown[1])
             label = arm if isinstance(arm, str) else arm.get("label", arm["method"])
             found[label] = ["–" if number == "-" else number for number in shown.groups()[1:]]
-    wanted = {job.label for job in load_plan(path, Learn()).jobs if job.plugin is None}
+    wanted = {job.label for job in Learn(config=path).plan().jobs if job.plugin is None}
     assert set(found) == {label for label in wanted if not label.endswith("of refresh")} and len(found) > 12
     for label, numbers in found.items():
         (row,) = [line for line in lines if line.startswith(f"| {label} |")]

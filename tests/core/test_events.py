@@ -22,10 +22,10 @@ def test_lines_every_few_seconds_and_at_the_end(
         show.step("mask", done, 7)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "  relearning: 4 of 10 steps, about 12 s left",
-        "  relearning: 7 of 10 steps, about 6.0 s left",
-        "  relearning: 10 steps done",
-        "  mask: 7 steps done",
+        "  relearning: 4 of 10, about 12 s left",
+        "  relearning: 7 of 10, about 6.0 s left",
+        "  relearning: 10 done",
+        "  mask: 7 done",
     ]
 
 

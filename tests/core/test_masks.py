@@ -1,4 +1,3 @@
-import logging
 import math
 import re
 
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from tests.oracle import masks as oracle
 from torch import nn
 
-from unteach.core.masks import assign, by_score, select, table
+from unteach.core.masks import by_score, select, table
 from unteach.errors import ConfigError, ModelError, NumericsError
 
 
@@ -138,66 +137,13 @@ def test_frozen_parameters_can_be_selected() -> None:
     assert not any(p.requires_grad for p in net.parameters())
 
 
-# ---- assign ----
-
-
-def test_first_match_wins_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    net = blocks()
-    with caplog.at_level(logging.DEBUG, logger="unteach.core.masks"):
-        labels = assign(net, [(r".*\.attn2\.to_k\..*", "keys"), (r".*attn2.*", "attention"), (".*", "frozen")])
-    assert list(labels) == [name for name, _ in net.named_parameters()]
-    assert labels["0.attn2.to_k.weight"] == "keys"
-    assert labels["0.attn2.to_v.weight"] == "attention"
-    assert labels["1.norm.bias"] == "frozen"
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == len(labels)
-    assert r"0.attn2.to_k.weight -> keys by '.*\.attn2\.to_k\..*'" in messages
-
-
-def test_every_parameter_must_be_covered() -> None:
-    with pytest.raises(ModelError) as caught:
-        assign(blocks(), [(".*attn.*", "a"), (r"0\.norm\..*", "b")])
-    assert "2 of 24 parameters" in str(caught.value)
-    assert "found: 1.norm.weight, 1.norm.bias;" in str(caught.value)
-
-
-def test_a_rule_that_matches_no_name_is_an_error() -> None:
-    with pytest.raises(ModelError, match="matches 'attn3'"):
-        assign(blocks(), [("attn3", "a"), (".*", "b")])
-    with pytest.raises(ConfigError, match="no rule"):
-        assign(blocks(), [])
-    # one that comes too late to win is not
-    assert set(assign(blocks(), [(".*", "all"), (".*attn.*", "late")]).values()) == {"all"}
-
-
-def test_assign_treats_tied_parameters_as_one() -> None:
-    assert assign(Tied(), [("head.*", "head"), (".*", "rest")]) == {
-        "embed.weight": "head",
-        "norm.weight": "rest",
-    }
-
-
-@given(st.lists(st.sampled_from(("0", "1", "attn1", "attn2", "to_k", "norm", "bias")), unique=True))
-def test_assign_is_the_first_selection(parts: list[str]) -> None:
-    """Each label's parameters are what its pattern selects, without what the earlier ones took."""
-    net = blocks()
-    rules = [(rf"(.*\.)?{part}(\..*)?", part) for part in parts] + [(".*", "rest")]
-    labels = assign(net, rules)
-    left = dict(net.named_parameters())
-    for pattern, label in rules:
-        mine = [name for name in select(net, [pattern]) if name in left]
-        assert [name for name, found in labels.items() if found == label] == mine
-        for name in mine:
-            del left[name]
-    assert not left
-
-
 # ---- table ----
 
 
 def test_table_pinned() -> None:
     net = nn.Sequential(nn.Linear(100, 40), nn.Linear(40, 10))
-    assert table(net, assign(net, [("0.*", "trained"), (".*", "frozen")])) == "\n".join(
+    groups = {name: "trained" if name[0] == "0" else "frozen" for name, _ in net.named_parameters()}
+    assert table(net, groups) == "\n".join(
         [
             "group    tensors  parameters    share",
             "-------------------------------------",

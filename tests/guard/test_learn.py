@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests import toys
 from tests.guard import sets
-from tests.oracle.guard import Official, adam
+from tests.oracle.guard import Official, adam, leave_one_out
 from torch import Tensor
 
 from unteach.attack.relearn import probe_losses
@@ -23,7 +23,7 @@ from unteach.errors import CheckpointError, ConfigError, DataError, NumericsErro
 from unteach.guard.budget import costs, groups
 from unteach.guard.config import FreezeAsGuard, make
 from unteach.guard.data import Batch, GuardData, draw, losses, pooled, upper
-from unteach.guard.learn import Learned, MaskLearner, jaccard, learn, leave_one_out
+from unteach.guard.learn import Learned, MaskLearner, jaccard, learn
 
 QUICK: dict[str, Any] = {
     "relearned": "last",

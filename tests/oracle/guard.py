@@ -1,9 +1,12 @@
 """FreezeAsGuard's released updates to the letter (freezeasguard.md §1.3 to §1.5), a plain backward pass a step."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from unteach.diffusion.model import Model
 
 Losses = Callable[[Mapping[str, Tensor]], Tensor]
 """Parameters by name -> loss of each sample (B,)."""
@@ -75,3 +78,24 @@ def adam(gradients: list[Tensor], rate: float) -> list[Tensor]:
         second = 0.999 * second + 0.001 * g * g
         moves.append(rate * (first / (1 - 0.9**n)) / ((second / (1 - 0.999**n)).sqrt() + 1e-8))
     return moves
+
+
+def leave_one_out(
+    model: Model,
+    relearned: Mapping[str, Tensor],
+    pre: Mapping[str, Tensor],
+    loss: Callable[[], float],
+) -> dict[str, float]:
+    """How much L_up falls when one tensor alone goes back from θ_ft to θ_pre; higher is frozen first.
+
+    The model must hold ``relearned``; it does again on return.
+    """
+    params: dict[str, nn.Parameter] = dict(model.denoiser.named_parameters())
+    with torch.no_grad():
+        whole, found = loss(), {}
+        for name, value in params.items():
+            value.copy_(pre[name])
+            found[name] = whole - loss()
+            value.copy_(relearned[name])
+    assert all(math.isfinite(v) for v in found.values())
+    return found

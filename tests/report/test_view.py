@@ -6,7 +6,7 @@ from tests.report.pages import concept_metrics, make, metric
 
 from unteach.core import text as numbers
 from unteach.evaluate.metrics import presence
-from unteach.evaluate.results import ConceptRecord, Metric, Results
+from unteach.records.erasure import ConceptRecord, Metric, Results
 from unteach.report import view, words
 from unteach.report.view import Thresholds, Verdict
 

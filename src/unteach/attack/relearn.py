@@ -19,7 +19,7 @@ from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.examples import Examples, disjoint
 from unteach.diffusion.families import Pipeline
-from unteach.diffusion.finetune import Batches, Finetune, finetune, timesteps
+from unteach.diffusion.finetune import Batches, Finetune, finetune
 from unteach.diffusion.lowrank import LowRank, finetune_lowrank, has_form
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError, ModelError, NumericsError
@@ -38,7 +38,7 @@ def probe_losses(
     for draw in range(draws):
         step = Step(draw, draws, seed)
         order = seeds.permutation(len(examples), seed, "probe order", draw)
-        t = timesteps(step, range(len(examples)), len(examples), model.num_timesteps)[order]
+        t = model.schedule.spread(step, range(len(examples)), len(examples))[order]
         for rows in torch.split(torch.arange(len(examples)), 64):
             x = examples.latents[rows].to(model.device, model.dtype)
             noise = step.randn("probe noise", x.shape[1:], rows.tolist()).to(x)

@@ -115,12 +115,12 @@ def load(path: Path | str) -> Judge:
         raise CheckpointError(
             f"{path} is not a judge of this version",
             found={key: meta.get(key) for key in (*FORMAT, "network")},
-            fix="reinstall unteach, or train the judges: python -m tools.canvas.train_judges",
+            fix="reinstall unteach, or train the judges in its repository: python -m tools.canvas.train_judges",
         )
     if meta["classes"] != {"objects": [info.file for info in OBJECTS], "styles": list(STYLES)}:
         raise CheckpointError(
             f"{path} knows other objects or styles than this version's grid",
-            fix="train the judges again: python -m tools.canvas.train_judges",
+            fix="train the judges again in the repository: python -m tools.canvas.train_judges",
         )
     net = networks[meta["network"]]()
     try:
@@ -145,6 +145,6 @@ def judges() -> dict[str, Judge]:
     if not files:
         raise CheckpointError(
             "no judges are bundled with this installation",
-            fix="reinstall unteach, or train them: python -m tools.canvas.train_judges",
+            fix="reinstall unteach, or train them in its repository: python -m tools.canvas.train_judges",
         )
     return {judge.name: judge for judge in map(load, files)}

@@ -1,34 +1,27 @@
-"""What the commands print: lines, stages, resources, and the verdict table of an evaluation."""
+"""What the commands print: lines, progress, and the verdict table of an evaluation."""
+
+from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from unteach.errors import ConfigError, printable
-from unteach.evaluate.results import Metric, Results
-from unteach.report import view, words
 
-MEASURES = ("UA", "IRA", "CRA")
+if TYPE_CHECKING:
+    from unteach.core.events import Events
+
 PASS_PHRASE = "UNTEACH_PASS_PHRASE"
 """Variable of the environment with the pass phrase of a private key."""
-STAGE = "» "
-"""Begins each line of a log that tells a new stage, so that another process can follow it."""
-
-Say = Callable[[str], None]
 
 
 def say(text: str = "") -> None:
     """Print a line at once, also into a file; what a terminal would act on is shown as an escape."""
     print(printable(text), flush=True)
-
-
-def stage(text: str) -> None:
-    """Print a line that a following process shows."""
-    say(STAGE + text)
 
 
 def interactive() -> bool:
@@ -54,30 +47,13 @@ def pass_phrase(what: str, *, twice: bool = False) -> bytes:
     return os.fsencode(given)
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def events() -> Events:
+    """Bars where somebody looks on, else plain lines; of several processes for one run only the first one tells."""
+    from unteach.core.events import SILENT, Bars, Lines
 
-
-def use_threads(count: int | None, *, small: bool = False) -> None:
-    """Set torch's processor threads; without a number, one for a ``small`` model (more only wait), else torch's own."""
-    if count is not None or small:
-        torch.set_num_threads(count or 1)
-
-
-def steps_teller(tell: Say, total: int | None, parts: int = 4) -> Callable[[int], None] | None:
-    """A function to call after each training step: tells every ``parts``-th of the way; None without steps."""
-    if total is None:
-        return None
-    marks = {max(1, total * k // parts) for k in range(1, parts + 1)}
-
-    def told(done: int) -> None:
-        if done in marks:
-            tell(f"trained {done} of {total} steps")
-
-    return told
+    if os.environ.get("RANK", "0") != "0":
+        return SILENT
+    return Bars() if interactive() else Lines()
 
 
 def wrote(paths: Sequence[Path]) -> None:
@@ -87,58 +63,48 @@ def wrote(paths: Sequence[Path]) -> None:
         say(f"  {path}")
 
 
-def verdicts(results: Results, limits: view.Thresholds | None = None) -> str:
-    """A table for each concept: UA, IRA and CRA by prompt set and judge, before → after with interval and n."""
-    limits = limits or view.Thresholds()
-    parts = []
-    for concept in results.concepts:
-        mine = [m for m in results.metrics if m.concept == concept.target]
-        found = view.verdict(results, concept.target, limits)
-        head = f"{concept.target} → {concept.anchor} ({concept.kind}): {found.sentence} [{found.label}]"
-        parts.append(head + "\n" + _table(mine))
-    if results.check is not None:
-        parts.append("\n  ".join([f"the check without a judge: {results.check.verdict}", *results.check.lines()]))
-    return "\n\n".join(parts)
+def typed(given: Sequence[str]) -> str:
+    """``unteach`` and its arguments as one line.
+
+    A path in the working folder is shown relative to it, one in the home folder from ``~``, any other one by its last
+    name, as ``…/name``. Whatever else names the home folder has ``~`` in its place.
+    """
+    return " ".join(["unteach", *map(_shown, given)])
 
 
-def drifts(results: Results) -> str:
-    """The measures that are of a whole run: how far unrelated pictures moved."""
-    rows = [
-        (words.term(m.name).label, m.prompts, f"{view.number(m, m.value)} ({view.between(m)}, n {m.n})")
-        for m in results.metrics
-        if not m.concept and not m.judge
-    ]
-    return aligned([("measure", "prompts", "value (95 %)"), *rows]) if rows else ""
+def _shown(argument: str) -> str:
+    head, equals, tail = argument.partition("=")
+    if equals and (head.startswith("--") or head.isidentifier()):
+        return f"{_quoted(head)}={_shown(tail)}" if tail else argument
+    return _quoted(_path(argument).encode("utf-8", "replace").decode())
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as left-aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(f"  {line}" for line in lines)
+def _path(text: str) -> str:
+    home = str(Path.home())
+    if text.startswith("/") or ".." in text.split("/"):
+        place = os.path.abspath(text)
+        below = _below(place, os.getcwd())
+        text = text if below is not None and not text.startswith("/") else _outside(place, below, home)
+    return text.replace(home, "~") if home != "/" else text
 
 
-def _table(metrics: Sequence[Metric]) -> str:
-    judges = list(dict.fromkeys(m.judge for m in metrics if m.judge))
-    rows = [("measure", "prompts", *(f"{judge}: before → after (95 %, n)" for judge in judges))]
-    for block in view.blocks([m for m in metrics if m.name in MEASURES], judges):
-        for row in block.rows:
-            cells = [_cell(cell) for cell in row.cells]
-            rows.append((f"{block.term.name} ({block.term.label.lower()})", row.prompts, *cells))
-    return aligned(rows)
+def _outside(place: str, below: str | None, home: str) -> str:
+    if below is not None:
+        return below
+    at_home = _below(place, home)
+    if at_home is not None:
+        return f"~/{at_home}" if at_home != "." else "~"
+    return f"…/{os.path.basename(place)}"
 
 
-def _cell(cell: view.Cell | None) -> str:
-    if cell is None or cell.after is None:
-        return "–"
-    before = "–" if cell.before is None else view.number(cell.before, cell.before.value)
-    return f"{before} → {view.number(cell.after, cell.after.value)} ({view.between(cell.after)}, n {cell.after.n})"
+def _below(place: str, folder: str) -> str | None:
+    """The path relative to a folder that it is in, else None; nothing is in the root."""
+    if folder != "/" and (place == folder or place.startswith(folder + "/")):
+        return os.path.relpath(place, folder)
+    return None
 
 
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented; what kept it from being read, if it cannot be."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return f"  (cannot read {path}: {error.strerror})"
-    return printable("\n".join(f"  | {line}" for line in text.replace("\r", "\n").splitlines()[-lines:]))
+def _quoted(text: str) -> str:
+    head = "~/" if text.startswith("~/") else ""
+    rest = text.removeprefix(head)
+    return head + (shlex.quote(rest) if rest else "" if head else "''")

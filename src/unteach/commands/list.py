@@ -4,38 +4,68 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
 
 from unteach.canvas import model_path
-from unteach.commands.options import List
+from unteach.commands.console import say
+from unteach.commands.verb import Verb
 from unteach.data.vocabulary import OBJECTS, STYLE_SETS, STYLES
 
-__all__ = ["run"]
+__all__ = ["List"]
+
+Subject = Literal[
+    "overview",
+    "methods",
+    "presets",
+    "models",
+    "styles",
+    "objects",
+    "families",
+    "learners",
+    "plugins",
+    "streams",
+    "networks",
+    "masks",
+    "domains",
+]
 
 
-def run(options: List) -> int:
-    """Print the list that was asked for."""
-    lists: dict[str, Callable[[], Iterator[str]]] = {
-        "methods": lambda: _methods(options.verbose),
-        "presets": _presets,
-        "models": _models,
-        "learners": lambda: _learners(options.verbose),
-        "plugins": lambda: _plugins(options.verbose),
-        "streams": _streams,
-        "networks": _networks,
-        "masks": lambda: _masks(options.verbose),
-        "domains": _domains,
-        "families": _families,
-        "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
-        "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
-    }
-    if options.what == "overview":
-        print("methods\n" + "\n".join(f"  {line}" for line in _methods(options.verbose)))
-        print("presets\n" + "\n".join(f"  {line}" for line in _presets()))
-        print("also: unteach list " + "|".join(key for key in lists if key not in ("methods", "presets")))
+@dataclass(frozen=True, kw_only=True)
+class List(Verb):
+    """Say what there is: methods, presets, models, families, and what the bundled model can draw."""
+
+    what: Positional[Subject] = "overview"
+    """overview is methods and presets."""
+    verbose: bool = False
+    """Methods: with their settings and defaults."""
+
+    def run(self, command: str) -> int:
+        """Print the list that was asked for."""
+        lists: dict[str, Callable[[], Iterator[str]]] = {
+            "methods": lambda: _methods(self.verbose),
+            "presets": _presets,
+            "models": _models,
+            "learners": lambda: _learners(self.verbose),
+            "plugins": lambda: _plugins(self.verbose),
+            "streams": _streams,
+            "networks": _networks,
+            "masks": lambda: _masks(self.verbose),
+            "domains": _domains,
+            "families": _families,
+            "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
+            "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
+        }
+        if self.what == "overview":
+            say("methods\n" + "\n".join(f"  {line}" for line in _methods(self.verbose)))
+            say("presets\n" + "\n".join(f"  {line}" for line in _presets()))
+            say("also: unteach list " + "|".join(key for key in lists if key not in ("methods", "presets")))
+            return 0
+        for line in lists[self.what]():
+            say(line)
         return 0
-    for line in lists[options.what]():
-        print(line)
-    return 0
 
 
 def _table(rows: list[tuple[str, str]]) -> Iterator[str]:

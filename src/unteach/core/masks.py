@@ -1,4 +1,4 @@
-"""Which tensors move: by ordered name patterns, by labelled groups, or by score within an exact budget.
+"""Which tensors move: by name patterns, or by score within an exact budget.
 
 Names are dotted parameter names (``down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight``) and
 patterns are regular expressions that must match the *whole* name (``re.fullmatch``). A parameter that is
@@ -70,54 +70,13 @@ def select(module: nn.Module, patterns: Sequence[str], exclude: Sequence[str] = 
     return chosen
 
 
-def assign(module: nn.Module, rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Give every parameter the label of the first rule whose pattern matches its whole name.
-
-    Args:
-        module: where to look.
-        rules: (pattern, label) pairs, most specific first; end with ``(".*", label)`` to cover the rest. Each
-            match is logged at debug level.
-
-    Returns:
-        Name to label, in the module's order; each parameter once.
-
-    Raises:
-        ConfigError: no rule, or an invalid regular expression.
-        ModelError: a rule that matches no name at all (one that only earlier rules' names match is fine), or
-            parameters that no rule covers; lists them.
-    """
-    compiled = _compile([pattern for pattern, _ in rules], "rules")
-    if not compiled:
-        raise ConfigError("no rule was given", fix="give at least one (pattern, label) pair")
-    entries = _entries(module)
-    _all_used(entries, compiled, module)
-    labels: dict[str, str] = {}
-    uncovered: list[str] = []
-    for entry in entries:
-        for pattern, (_, label) in zip(compiled, rules, strict=True):
-            if _first(entry, [pattern]) is not None:
-                logger.debug("%s -> %s by '%s'", entry.names[0], label, pattern.pattern)
-                labels[entry.names[0]] = label
-                break
-        else:
-            uncovered.append(entry.names[0])
-    if uncovered:
-        raise ModelError(
-            f"{len(uncovered)} of {len(entries)} parameters of {type(module).__name__} match no rule",
-            found=_listed(uncovered),
-            fix="add a rule for them, or end with a rule for '.*'",
-        )
-    return labels
-
-
 def table(module: nn.Module, groups: Mapping[str, str]) -> str:
     """A printable table of the groups: tensors, parameters, share of the module's parameters, and the total.
 
     Args:
         module: the whole that the shares refer to.
-        groups: parameter name to group, e.g. from :func:`assign`, or ``dict.fromkeys(select(...),
-            "trained")``. Parameters that are not listed make up the row ``(other)``. Groups come in order of
-            first appearance.
+        groups: parameter name to group, e.g. ``dict.fromkeys(select(...), "trained")``. Parameters that are not
+            listed make up the row ``(other)``. Groups come in order of first appearance.
 
     Raises:
         ModelError: a name that the module does not have, or two names of one shared parameter in two groups.

@@ -139,7 +139,7 @@ class Run:
         with places.alone(self.folder):
             self.known, finished = self._belongs(), self.finished()
             unclear = not self.known and self.begun()
-            if self._grows or not (self.known or unclear):
+            if not unclear and (self._grows or not self.known):
                 state.write_json(self.folder / CONFIG, self.config)
             begin, counts = time.monotonic(), not finished
             try:

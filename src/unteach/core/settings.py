@@ -7,10 +7,9 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
-import cattrs
-
+from unteach.core.convert import Wrong, convert
 from unteach.core.registry import Registry, near
 from unteach.errors import ConfigError
 
@@ -47,7 +46,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The name (under the key that :attr:`kind` gives) and every setting, as plain data."""
-        return {self.kind: self.name, **_converter.unstructure(self)}
+        values = dataclasses.asdict(self)
+        return {self.kind: self.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}}
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -70,7 +70,7 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             try:
-                value = _converter.structure(value, hints[field.name])
+                value = _value(value, hints[field.name])
             except ValueError as error:
                 found.append(f"{field.name} must be {error}, found {value!r}")
                 continue
@@ -120,63 +120,27 @@ def _outside(name: str, value: Any, bounds: Mapping[str, float]) -> list[str]:
     return [f"{name} must be above {bounds['above']:g}, found {value!r}"] if value <= bounds["above"] else []
 
 
-def _float(value: Any, _: object) -> float:
-    # PyYAML reads 2e-5 (no dot) as text, so text that is a number is taken as one.
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise ValueError("a finite number")
+def _value(value: Any, kind: Any) -> Any:
+    """The value in its declared type; ValueError with what it must be."""
+    inner = next(iter(get_args(kind)), None) if get_origin(kind) is tuple else None
+    if float in (kind, *get_args(kind)):
+        # PyYAML reads 2e-5 (no dot) as text, so text that is a number is taken as one.
+        value = [_number(item) for item in value] if isinstance(value, list | tuple) else _number(value)
+    try:
+        made = convert(value, kind)
+    except Wrong as error:
+        words = error.mistakes[0].removeprefix("must be ").partition(", found ")[0]
+        raise ValueError(_LISTS.get(inner, _LISTS[str]) if inner else words) from error
+    if inner is str and "" in made:
+        raise ValueError(_LISTS[str])
+    return made
 
 
-def _int(value: Any, _: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError("a whole number")
-
-
-def _bool(value: Any, _: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
-
-
-def _str(value: Any, _: object) -> str:
+def _number(value: object) -> object:
     if isinstance(value, str):
-        return value
-    raise ValueError("text")
-
-
-def _items(value: Any, kind: object) -> tuple[Any, ...]:
-    inner = get_args(kind)[0]
-    hook = {int: _int, float: _float}.get(inner)
-    if isinstance(value, list | tuple):
-        if hook is None and all(isinstance(item, str) and item for item in value):
-            return tuple(value)
         with contextlib.suppress(ValueError):
-            return tuple(hook(item, inner) for item in value) if hook is not None else _refuse()
-    raise ValueError({int: "a list of whole numbers", float: "a list of numbers"}.get(inner, "a list of texts"))
+            return float(value)
+    return value
 
 
-def _refuse() -> tuple[Any, ...]:
-    raise ValueError
-
-
-def _literal(value: Any, kind: object) -> Any:
-    if isinstance(value, str) and value in get_args(kind):
-        return value
-    raise ValueError("one of " + ", ".join(map(repr, get_args(kind))))
-
-
-def _origin(kind: Any) -> Any:
-    return get_origin(kind)
-
-
-_converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
-for _kind, _hook in ((float, _float), (int, _int), (bool, _bool), (str, _str)):
-    _converter.register_structure_hook(_kind, _hook)
-_converter.register_structure_hook_func(lambda kind: _origin(kind) is tuple, _items)
-_converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _literal)
+_LISTS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}

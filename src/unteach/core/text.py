@@ -1,6 +1,8 @@
-"""Numbers as people read them: durations and sizes."""
+"""Numbers and tables as people read them."""
 
-__all__ = ["duration", "size"]
+from collections.abc import Sequence
+
+__all__ = ["aligned", "duration", "size"]
 
 
 def duration(seconds: float) -> str:
@@ -23,3 +25,10 @@ def size(count: float, unit: str = "B") -> str:
         prefixes.pop(0)
     digits = 0 if prefixes[0] == "" or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
     return f"{count:.{digits}f} {prefixes[0]}{unit}".strip()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as left-aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(f"  {line}" for line in lines)

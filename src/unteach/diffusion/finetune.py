@@ -224,9 +224,9 @@ def update(
     latents = latents.to(model.device, model.dtype)
     noise = s.randn("noise", latents.shape[1:], items).to(latents)
     if config.timesteps == "uniform":
-        t = s.randint("timesteps", model.num_timesteps, items).to(model.device)
+        t = model.schedule.draw(s, "timesteps", items).to(model.device)
     else:
-        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
+        t = model.schedule.spread(s, items, config.batch_size).to(model.device)
     out = model.predict(model.noise(latents, noise, t), t, conditioning, params)
     loss = (out.float() - model.target(latents, noise, t).float()).pow(2).mean()
     for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, list(values))), strict=True):
@@ -235,10 +235,3 @@ def update(
     optimiser.step()
     optimiser.zero_grad()
     return loss, norm
-
-
-def timesteps(s: Step, items: range, batch: int, total: int) -> Tensor:
-    """Stratified timesteps, int64: one random offset a step, items spread evenly over ``0 ... total - 1``."""
-    offset = s.rand("timestep offset", (), [0])
-    places = (offset + torch.tensor(list(items), dtype=torch.float32) / batch) % 1
-    return (places * total).long().clamp(max=total - 1)

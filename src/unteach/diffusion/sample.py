@@ -193,8 +193,7 @@ def _settings(
 ) -> Settings:
     _, own_height, own_width = model.image_shape
     size = (own_height if height is None else height, own_width if width is None else width)
-    # diffusers asks for multiples of 8 whatever the VAE; the latents need multiples of its own factor.
-    unit = max(8, int(model.pipe.vae_scale_factor))
+    unit = model.conventions.pixels(model.pipe)
     problems = [
         f"{name} must be a positive multiple of {unit}, found {value}"
         for name, value in zip(("height", "width"), size, strict=True)

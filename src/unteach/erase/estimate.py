@@ -12,7 +12,7 @@ from unteach.diffusion.model import Model
 from unteach.erase import Job, Method
 from unteach.erase import check as checks
 from unteach.erase.train import Trained, training
-from unteach.evaluate.environment import peak_rss
+from unteach.records.environment import peak_rss
 
 __all__ = ["Estimate", "estimate"]
 

@@ -295,10 +295,7 @@ class Run:
         for item in items:
             epoch, place = divmod(step.index * self.method.batch + item, len(latents))
             rows.append(int(seeds.permutation(len(latents), step.seed, f"{half} order", epoch)[place]))
-        low = round(self.method.t_min * self.model.num_timesteps)
-        high = max(low + 1, round(self.method.t_max * self.model.num_timesteps))
-        low = min(low, high - 1, self.model.num_timesteps - 1)
-        t = low + step.randint(f"{half} t", min(high, self.model.num_timesteps) - low, items)
+        t = self.model.schedule.draw(step, f"{half} t", items, self.method.t_min, self.method.t_max)
         device = self.model.device
         x0 = latents[rows].to(device)
         eps = step.randn(f"{half} noise", latents.shape[1:], items).to(device)
@@ -333,7 +330,7 @@ class Run:
         """The gradients, scaled together so that their global norm is at most ``clip``."""
         if self.method.clip == 0:
             return grads
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        norm = nn.utils.get_total_norm(grads, foreach=False)
         factor = (self.method.clip / (norm + 1e-6)).clamp(max=1.0)
         return [grad * factor for grad in grads]
 

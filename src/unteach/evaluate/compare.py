@@ -15,11 +15,11 @@ from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
-from unteach.evaluate import environment
 from unteach.evaluate.grids import png
 from unteach.evaluate.image_cache import ImageStore, Item
 from unteach.evaluate.metrics.tables import drift_metrics
-from unteach.evaluate.results import ConceptRecord, Cost, Grid, Results
+from unteach.records import environment
+from unteach.records.erasure import ConceptRecord, Cost, Grid, Results
 
 __all__ = ["compare"]
 

@@ -27,7 +27,6 @@ from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
 from unteach.errors import ConfigError, DataError
-from unteach.evaluate import environment
 from unteach.evaluate.grids import grids
 from unteach.evaluate.image_cache import ImageStore
 from unteach.evaluate.metrics.presence import Answers, Domain, retained
@@ -40,7 +39,8 @@ from unteach.evaluate.metrics.tables import (
     seen_table,
 )
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
-from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
+from unteach.records import environment
+from unteach.records.erasure import ConceptRecord, Cost, Metric, Results, Table
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, 3, H, W) float in [0, 1] to object and style indices (N,) each; the number of classes = none of

@@ -28,7 +28,7 @@ from unteach.guard.data import Batch, GuardData, draw, losses, mean_losses, pool
 from unteach.guard.relearn import relearn
 from unteach.guard.user import User
 
-__all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn", "leave_one_out"]
+__all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,25 +357,3 @@ def jaccard(a: Sequence[str], b: Sequence[str]) -> float:
     """Overlap of two masks: names in both over names in either; 1 for two empty ones."""
     first, second = set(a), set(b)
     return len(first & second) / len(first | second) if first | second else 1.0
-
-
-def leave_one_out(
-    model: Model,
-    relearned: Mapping[str, Tensor],
-    pre: Mapping[str, Tensor],
-    loss: Callable[[], float],
-) -> dict[str, float]:
-    """The slow oracle: how much L_up falls when one tensor alone goes back from θ_ft to θ_pre; higher is frozen first.
-
-    The model must hold ``relearned``; it does again on return.
-    """
-    params: dict[str, nn.Parameter] = dict(model.denoiser.named_parameters())
-    with torch.no_grad():
-        whole, found = loss(), {}
-        for name, value in params.items():
-            value.copy_(pre[name])
-            found[name] = whole - loss()
-            value.copy_(relearned[name])
-    if not all(math.isfinite(v) for v in found.values()):
-        raise NumericsError("the leave-one-out loss is not finite")
-    return found

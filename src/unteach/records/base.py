@@ -23,6 +23,7 @@ class Record(convert.Checked):
         FILE: name of the file in a folder of its own; "" when the path must name a file.
         ERROR: the kind of error for a file that cannot be used.
         LIMIT: bytes of a file that is read.
+        UNWRITTEN: fields that are not part of the file.
     """
 
     FORMAT: ClassVar[str]
@@ -30,10 +31,13 @@ class Record(convert.Checked):
     FILE: ClassVar[str] = ""
     ERROR: ClassVar[type[UnteachError]] = CheckpointError
     LIMIT: ClassVar[int] = reading.JSON_LIMIT
+    UNWRITTEN: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: "format", "version" and the fields."""
-        return {"format": self.FORMAT, "version": self.VERSION, **asdict(self)}  # type: ignore[call-overload]
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        heading = {"format": self.FORMAT, "version": self.VERSION}
+        return heading | {name: value for name, value in values.items() if name not in self.UNWRITTEN}
 
     @classmethod
     def from_json(cls, data: object, *, where: str = "the record") -> Self:
@@ -51,9 +55,18 @@ class Record(convert.Checked):
         assert isinstance(data, dict)  # else it has no version
         fields = {key: value for key, value in data.items() if key not in ("format", "version")}
         try:
+            if wrong := [f"unknown key '{name}'" for name in cls.UNWRITTEN if name in fields]:
+                raise convert.Wrong(wrong)
             return convert.convert(fields if version == cls.VERSION else cls.modern(fields, version), cls)
-        except convert.Wrong as wrong:
-            raise cls.ERROR.many(wrong.mistakes, where=where) from wrong
+        except convert.Wrong as error:
+            raise cls.ERROR.many(error.mistakes, where=where) from error
+
+    @classmethod
+    def headed(cls, data: object, *own: str) -> object:
+        """A file of release 0.1 with "schema" instead of "format" and "version", and the keys ``own``, as of today."""
+        if not isinstance(data, dict) or "format" in data or not {"schema", *own} <= data.keys():
+            return data
+        return {"format": cls.FORMAT, "version": data["schema"], **{k: v for k, v in data.items() if k != "schema"}}
 
     @classmethod
     def modern(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
@@ -90,7 +103,7 @@ class Record(convert.Checked):
         heading = {"format": {"const": cls.FORMAT}, "version": {"const": cls.VERSION}}
         return {
             **made,
-            "properties": {**heading, **made["properties"]},
+            "properties": heading | {k: v for k, v in made["properties"].items() if k not in cls.UNWRITTEN},
             "required": [*heading, *made.get("required", [])],
         }
 

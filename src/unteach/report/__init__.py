@@ -1,8 +1,7 @@
 """Reports from Results alone: one HTML page, picture grids, a model card. No model is loaded."""
 
 from unteach.report.card import model_card
-from unteach.report.grid import compose
 from unteach.report.html import render
 from unteach.report.view import Thresholds
 
-__all__ = ["Thresholds", "compose", "model_card", "render"]
+__all__ = ["Thresholds", "model_card", "render"]

@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unteach.core import state, text
 from unteach.errors import DataError
-from unteach.evaluate.results import Grid, Results
+from unteach.records.erasure import Grid, Results
 from unteach.report import view, words
-from unteach.report.grid import read_png
+from unteach.report.images import read_png
 
 SMALL = 64
 """Pictures up to this many pixels wide are enlarged with hard pixels."""

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unteach.core import state, text
-from unteach.evaluate.learning import ALONE, Arm, Group, LearningResults, Mean, Paired, holm, lower_is_better
+from unteach.records.learning import ALONE, Arm, Group, LearningResults, Mean, Paired, holm, lower_is_better
 from unteach.report import learning_words as words
 from unteach.report import svg, view
 

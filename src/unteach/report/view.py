@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unteach.evaluate.results import Metric, Results, Table
+from unteach.records.erasure import Metric, Results, Table
 from unteach.report import words
 
 Tone = Literal["good", "fair", "bad", "none"]

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from unteach.errors import DataError
 from unteach.evaluate.metrics import presence
-from unteach.evaluate.metrics.presence import Answers, Domain, cra, ira, kept, none_share, ua
-from unteach.evaluate.stats import Interval, wilson
+from unteach.evaluate.metrics.presence import Answers, Domain, none_share
+from unteach.records.stats import Interval, share, wilson
 
 OBJECTS, STYLES = 3, 2
 
@@ -21,6 +21,11 @@ def hand() -> Answers:
     )
 
 
+def rate(name: str, answers: Answers, target: int, domain: Domain) -> Interval | None:
+    hit = presence.hits(name, answers, target, domain)
+    return share(hit) if hit.size else None
+
+
 def counts(interval: Interval | None) -> tuple[int, int]:
     assert interval is not None
     assert interval == wilson(round(interval.value * interval.n), interval.n)
@@ -29,13 +34,12 @@ def counts(interval: Interval | None) -> tuple[int, int]:
 
 def test_the_numbers_of_a_style_by_hand() -> None:
     answers = hand()
-    assert counts(ua(answers, 1, "style")) == (3, 4)  # not style 1 on pictures 5, 6, 7 of 4..7
-    assert counts(presence.presence(answers, 1, "style")) == (1, 4)
-    assert counts(presence.presence(answers, 1, "style", asked=False)) == (1, 4)  # picture 2
-    assert counts(ira(answers, 1, "style")) == (3, 4)  # 0, 1, 3
-    assert counts(cra(answers, 1, "style")) == (3, 4)  # objects of 0, 1, 2
-    assert counts(cra(answers, 1, "style", include_target=True)) == (6, 8)  # and of 4, 5, 7
-    assert counts(kept(answers, 1, "style")) == (2, 4)  # 0, 1
+    assert counts(rate("UA", answers, 1, "style")) == (3, 4)  # not style 1 on pictures 5, 6, 7 of 4..7
+    assert counts(rate("target elsewhere", answers, 1, "style")) == (1, 4)  # picture 2
+    assert counts(rate("IRA", answers, 1, "style")) == (3, 4)  # 0, 1, 3
+    assert counts(rate("CRA", answers, 1, "style")) == (3, 4)  # objects of 0, 1, 2
+    assert counts(rate("CRA, target included", answers, 1, "style")) == (6, 8)  # and of 4, 5, 7
+    assert counts(rate("kept", answers, 1, "style")) == (2, 4)  # 0, 1
     assert counts(none_share(answers, "style", STYLES)) == (1, 8)
     assert counts(none_share(answers, "object", OBJECTS)) == (1, 8)
     assert presence.confusion(answers, "style", 1, STYLES).tolist() == [2, 1, 1]
@@ -43,18 +47,18 @@ def test_the_numbers_of_a_style_by_hand() -> None:
 
 def test_the_numbers_of_an_object_by_hand() -> None:
     answers = hand()
-    assert counts(ua(answers, 2, "object")) == (1, 2)
-    assert counts(ira(answers, 2, "object")) == (5, 6)
-    assert counts(cra(answers, 2, "object")) == (4, 6)
-    assert counts(cra(answers, 2, "object", include_target=True)) == (4, 8)
+    assert counts(rate("UA", answers, 2, "object")) == (1, 2)
+    assert counts(rate("IRA", answers, 2, "object")) == (5, 6)
+    assert counts(rate("CRA", answers, 2, "object")) == (4, 6)
+    assert counts(rate("CRA, target included", answers, 2, "object")) == (4, 8)
     assert presence.confusion(answers, "object", 2, OBJECTS).tolist() == [0, 0, 1, 1]
 
 
 def test_what_was_not_asked_is_not_measured() -> None:
     only_target = hand()[np.arange(4, 8)]
-    assert ua(only_target, 1, "style") is not None
-    assert ira(only_target, 1, "style") is None and cra(only_target, 1, "style") is None
-    assert kept(only_target, 1, "style") is None and ua(only_target, 0, "style") is None
+    assert rate("UA", only_target, 1, "style") is not None
+    assert rate("IRA", only_target, 1, "style") is None and rate("CRA", only_target, 1, "style") is None
+    assert rate("kept", only_target, 1, "style") is None and rate("UA", only_target, 0, "style") is None
 
 
 @st.composite

@@ -8,8 +8,8 @@ last class means "none of these". Prompts ask for an object and a style. For a t
 * CRA = P[the *other* domain's judge is right]                          cross-domain retain accuracy
 
 CRA is ambiguous in the literature: the text measures what is retained, while the released script averages
-over all themes *including* the erased one. ``include_target`` selects: False (default) leaves out the prompts
-that ask for the target, which after erasing show something else on purpose.
+over all themes *including* the erased one. "CRA" leaves out the prompts that ask for the target, which after erasing
+show something else on purpose; "CRA, target included" counts them.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unteach.errors import DataError
-from unteach.evaluate.stats import Interval, share
+from unteach.records.stats import Interval, share
 
 Domain = Literal["style", "object"]
 Indices = NDArray[np.int64]
@@ -135,46 +135,6 @@ def hits(name: str, answers: Answers, target: int, domain: Domain) -> NDArray[np
     """
     rows, hit = RULES[name](answers, target, domain)
     return hit[rows]
-
-
-def ua(answers: Answers, target: int, domain: Domain) -> Interval | None:
-    """Unlearning accuracy: share of the prompts asking for the target on which the judge does *not* see it.
-
-    None when no prompt asks for the target.
-    """
-    return _share(hits("UA", answers, target, domain))
-
-
-def presence(answers: Answers, target: int, domain: Domain, *, asked: bool = True) -> Interval | None:
-    """Share of prompts on which the judge sees the target.
-
-    With ``asked=True`` over the prompts that ask for it (1 - UA); with False over the others, where it leaks.
-    """
-    rows = (answers.asked(domain) == target) == asked
-    return _share(answers.seen(domain)[rows] == target)
-
-
-def ira(answers: Answers, target: int, domain: Domain) -> Interval | None:
-    """In-domain retain accuracy over the prompts that ask for another concept of the target's domain."""
-    return _share(hits("IRA", answers, target, domain))
-
-
-def cra(answers: Answers, target: int, domain: Domain, *, include_target: bool = False) -> Interval | None:
-    """Cross-domain retain accuracy: is the other domain still right?
-
-    Args:
-        answers: questions and answers.
-        target: index of the erased concept.
-        domain: the erased concept's domain.
-        include_target: also count the prompts that ask for the target (the released script's reading).
-    """
-    return _share(hits("CRA, target included" if include_target else "CRA", answers, target, domain))
-
-
-def kept(answers: Answers, target: int, domain: Domain) -> Interval | None:
-    """Share of the retained prompts on which object *and* style are as asked, the strictest view of the
-    rest."""
-    return _share(hits("kept", answers, target, domain))
 
 
 def none_share(answers: Answers, domain: Domain, none: int) -> Interval | None:

@@ -1,38 +1,29 @@
-"""What a run measured, as typed and versioned records that go to JSON and back.
+"""What an evaluation measured (``results.json``).
 
-``Results.save`` writes one JSON file atomically; ``Results.load`` refuses unknown keys, wrong types and files
-of a newer version, naming every mistake at once. Pictures are PNG files beside the JSON file, named by
-relative paths, so a folder of results can be moved. The report reads nothing but these records.
+Pictures are PNG files beside the JSON file, named by relative paths, so a folder of results can be moved.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, Self
 
-import cattrs
-from cattrs.cols import homogenous_tuple_structure_factory
-from cattrs.dispatch import StructureHook
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
-
-from unteach.core import state
+from unteach.core.convert import Checked
 from unteach.core.finding import Finding
-from unteach.errors import CheckpointError, DataError
-
-SCHEMA = 1
-"""Version of the file format; raised when a field changes meaning or goes away."""
+from unteach.errors import DataError
+from unteach.records.base import Record
+from unteach.records.environment import Environment
 
 Status = Literal["complete", "partial", "failed"]
 Better = Literal["higher", "lower"]
 When = Literal["before", "after", "change"]
 Unit = Literal["share", "intensity", "dB", "number"]
 Cells = tuple[tuple[float | None, ...], ...]
-C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Metric(Checked):
     """One number with its 95 % interval and sample size.
 
     Attributes:
@@ -73,7 +64,7 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Checked):
     """A matrix of shares before and after.
 
     Attributes:
@@ -114,7 +105,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Checked):
     """Pictures in rows and columns, as PNG files.
 
     Attributes:
@@ -160,21 +151,6 @@ class ConceptRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Versions, platform and source revision ("" and None when unknown)."""
-
-    python: str = ""
-    torch: str = ""
-    diffusers: str = ""
-    unteach: str = ""
-    platform: str = ""
-    cores: int = 1
-    threads: int = 1
-    revision: str = ""
-    dirty: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What it took. None = not known.
 
@@ -199,8 +175,8 @@ class Cost:
     peak_rss_bytes: int | None = None
 
 
-@dataclass(kw_only=True)
-class Results:
+@dataclass(frozen=True, kw_only=True)
+class Results(Record):
     """One run: what was done, where, at which cost, and what came out.
 
     Attributes:
@@ -220,9 +196,10 @@ class Results:
         tables: see :class:`Table`.
         grids: see :class:`Grid`.
         check: what the check at the end of the erasure found, without a judge; None where none was made.
-        schema: version of the format.
         root: folder that grid paths are relative to; set by ``save`` and ``load``, never written.
     """
+
+    FORMAT, FILE, ERROR, UNWRITTEN = "unteach-results", "results.json", DataError, ("root",)
 
     kind: str = "evaluation"
     status: Status = "complete"
@@ -240,7 +217,6 @@ class Results:
     tables: tuple[Table, ...] = ()
     grids: tuple[Grid, ...] = ()
     check: Finding | None = None
-    schema: int = SCHEMA
     root: Path | None = field(default=None, compare=False, repr=False)
 
     def find(self, name: str, **where: str) -> list[Metric]:
@@ -251,110 +227,26 @@ class Results:
             if metric.name == name and all(getattr(metric, key) == value for key, value in where.items())
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        data: dict[str, Any] = _converter.unstructure(self)
-        return data
-
     @classmethod
-    def from_json(cls, data: object, *, where: str = "results", root: Path | None = None) -> "Results":
-        """From plain JSON data.
-
-        Raises:
-            DataError: newer version, unknown keys, wrong types or shapes (all mistakes are listed).
-        """
-        if not isinstance(data, dict) or "schema" not in data:
-            raise DataError(f"{where}: not a results file of Unteach", fix="check the path")
-        schema = data["schema"]
-        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise DataError(f"{where}: the schema version must be a positive integer", found=schema)
-        if schema > SCHEMA:
-            raise DataError(
-                f"{where}: written by a newer version of Unteach",
-                found=f"schema {schema}; this version reads up to {SCHEMA}",
-                fix="upgrade: pip install --upgrade unteach",
-            )
-        try:
-            results = _converter.structure(data, cls)
-        except Exception as error:  # cattrs raises exception groups of many kinds
-            mistakes = cattrs.transform_error(error, path="results", format_exception=_explain)
-            raise DataError(f"{where}: {len(mistakes)} mistake(s): " + "; ".join(mistakes)) from error
-        results.root = root
-        return results
+    def from_json(cls, data: object, *, where: str = "the results") -> Self:
+        """From plain data, also of release 0.1; errors as in :meth:`Record.from_json`."""
+        return super().from_json(cls.headed(data), where=where)
 
     def save(self, path: Path | str) -> Path:
-        """Write atomically; grid paths are from now on relative to this file's folder. Returns the path.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        self.root = Path(path).parent
-        return state.write_json(path, self.to_json())
+        """Write atomically; grid paths are from now on relative to this file's folder. Returns the path."""
+        path = super().save(path)
+        object.__setattr__(self, "root", path.parent)
+        return path
 
     @classmethod
-    def load(cls, path: Path | str) -> "Results":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: the file is missing, not JSON, newer, or malformed.
-        """
-        try:
-            data = state.read_json(path)
-        except CheckpointError as error:
-            raise DataError(error.problem, found=error.found, fix=error.fix or "check the path") from error
-        return cls.from_json(data, where=str(path), root=Path(path).parent)
+    def load(cls, path: Path | str) -> Self:
+        """Read what :meth:`save` wrote."""
+        results, path = super().load(path), Path(path)
+        object.__setattr__(results, "root", path if path.is_dir() else path.parent)
+        return results
 
 
 def _shape(what: str, cells: Iterable[Iterable[object]], rows: int, columns: int) -> None:
     sizes = [len(list(row)) for row in cells]
     if len(sizes) != rows or any(size != columns for size in sizes):
         raise DataError(f"{what} must have {rows} rows of {columns} columns", found=f"rows of {sizes}")
-
-
-def _explain(error: BaseException, kind: type | None) -> str:
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return "unknown key(s) " + ", ".join(sorted(f"'{key}'" for key in error.extra_fields))
-    if isinstance(error, KeyError):
-        return f"missing key {error}"
-    return str(error)
-
-
-def _strict(kind: type[C], *accepts: type) -> Any:
-    def structure(value: object, _: type[C]) -> Any:
-        if not isinstance(value, accepts) or (isinstance(value, bool) and bool not in accepts):
-            raise DataError(f"must be {kind.__name__}", found=f"{value!r} ({type(value).__name__})")
-        return kind(value)  # type: ignore[call-arg]
-
-    return structure
-
-
-def _is_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple
-
-
-def _tuples(kind: Any, converter: cattrs.BaseConverter) -> StructureHook:
-    structure = homogenous_tuple_structure_factory(kind, converter)
-
-    def listed(value: object, _: Any) -> Any:  # a string is iterable too, and must not pass for a list
-        if not isinstance(value, list | tuple):
-            raise DataError("must be a list", found=f"{value!r} ({type(value).__name__})")
-        return structure(value, kind)
-
-    return listed
-
-
-def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind, accepts in ((str, (str,)), (bool, (bool,)), (int, (int,)), (float, (float, int))):
-        converter.register_structure_hook(kind, _strict(kind, *accepts))
-    converter.register_structure_hook_factory(_is_tuple, _tuples)
-    omitted = override(omit=True)
-    converter.register_structure_hook(
-        Results,
-        make_dict_structure_fn(Results, converter, _cattrs_forbid_extra_keys=True, root=omitted),
-    )
-    converter.register_unstructure_hook(Results, make_dict_unstructure_fn(Results, converter, root=omitted))
-    return converter
-
-
-_converter = _make_converter()

@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-import cattrs
-
-from unteach.core import state
-from unteach.errors import CheckpointError, DataError
-from unteach.evaluate.results import _converter, _explain
-from unteach.evaluate.stats import Mean, Paired, holm, paired_t, t_mean
+from unteach.errors import DataError
+from unteach.records.base import Record
+from unteach.records.stats import Mean, Paired, holm, paired_t, t_mean
 
 __all__ = [
     "ALONE",
@@ -35,10 +32,6 @@ __all__ = [
     "lower_is_better",
 ]
 
-SCHEMA = 1
-"""Version of the file format; raised when a field changes meaning or goes away."""
-
-FILE = "run.json"
 ALONE = "none"
 """The plug-in of a method by itself: the host arm."""
 KINDS = ("class_il", "class_il_all_heads", "task_il")
@@ -47,6 +40,14 @@ LOWER = frozenset(
 )
 COSTS = ("passes", "seconds", "peak_memory")
 """Costs that can be asked for like metrics; less is better."""
+
+EARLIER = {
+    "lr": "learning_rate",
+    "memory_batch": "memory_batch_size",
+    "eval_batch": "eval_batch_size",
+    "buffer": "buffer_size",
+}
+"""Names of settings in runs of 0.1 to the present ones."""
 
 Cells = tuple[tuple[float | None, ...], ...]
 Values = tuple[float | None, ...]
@@ -81,6 +82,8 @@ class Key:
     def __post_init__(self) -> None:
         if self.plugin in ("", "host"):
             object.__setattr__(self, "plugin", ALONE)
+        for name in ("training", "method_settings"):
+            object.__setattr__(self, name, _present(getattr(self, name)))
 
     @property
     def arm(self) -> "Arm":
@@ -91,6 +94,13 @@ class Key:
     def group(self) -> "Group":
         """What runs must share to be compared."""
         return Group(self.stream, self.scenario, self.network)
+
+
+def _present(settings: Any) -> Any:
+    """Settings, those of the parts of a combination too, under their present names."""
+    if isinstance(settings, dict):
+        return {EARLIER.get(key, key): _present(value) for key, value in settings.items()}
+    return [_present(value) for value in settings] if isinstance(settings, list) else settings
 
 
 class Arm(NamedTuple):
@@ -123,7 +133,7 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRun:
+class LearningRun(Record):
     """One run through a stream of T tasks.
 
     Numbers that are not finite (NaN of a diverged run) become None.
@@ -145,8 +155,9 @@ class LearningRun:
         warnings: in words.
         environment: versions and platform.
         command: the exact command that makes this run.
-        schema: version of the format.
     """
+
+    FORMAT, FILE, ERROR = "unteach-learning-run", "run.json", DataError
 
     key: Key
     matrices: dict[str, Cells]
@@ -163,7 +174,6 @@ class LearningRun:
     warnings: tuple[str, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
-    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         tasks, where = len(self.task_names), f"run '{self.key.arm}', seed {self.key.seed}"
@@ -214,58 +224,10 @@ class LearningRun:
         rows = [row[: t + 1] for t, row in enumerate(self.matrices.get(kind, ()))]
         return tuple(None if any(a is None for a in row) else fmean(a for a in row if a is not None) for row in rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        data: dict[str, Any] = _converter.unstructure(self)
-        return data
-
     @classmethod
-    def from_json(cls, data: object, *, where: str = "run") -> "LearningRun":
-        """From plain JSON data.
-
-        Raises:
-            DataError: newer version, unknown keys, wrong types or shapes (all mistakes are listed).
-        """
-        if not isinstance(data, dict) or "schema" not in data or "matrices" not in data:
-            raise DataError(f"{where}: not a run of continual learning by Unteach", fix="check the path")
-        schema = data["schema"]
-        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise DataError(f"{where}: the schema version must be a positive integer", found=schema)
-        if schema > SCHEMA:
-            raise DataError(
-                f"{where}: written by a newer version of Unteach",
-                found=f"schema {schema}; this version reads up to {SCHEMA}",
-                fix="upgrade: pip install --upgrade unteach",
-            )
-        try:
-            return _converter.structure(data, cls)
-        except Exception as error:  # cattrs raises exception groups of many kinds
-            mistakes = cattrs.transform_error(error, path="run", format_exception=_explain)
-            raise DataError(f"{where}: {len(mistakes)} mistake(s): " + "; ".join(mistakes)) from error
-
-    def save(self, path: Path | str) -> Path:
-        """Write atomically (a folder gets a ``run.json``). Returns the path.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        path = Path(path)
-        return state.write_json(path if path.suffix else path / FILE, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path | str) -> "LearningRun":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: the file is missing, not JSON, newer, or malformed.
-        """
-        path = Path(path)
-        path = path / FILE if path.is_dir() else path
-        try:
-            data = state.read_json(path)
-        except CheckpointError as error:
-            raise DataError(error.problem, found=error.found, fix=error.fix or "check the path") from error
-        return cls.from_json(data, where=str(path))
+    def from_json(cls, data: object, *, where: str = "the run") -> Self:
+        """From plain data, also of release 0.1; errors as in :meth:`Record.from_json`."""
+        return super().from_json(cls.headed(data, "matrices"), where=where)
 
 
 class LearningResults:
@@ -311,9 +273,11 @@ class LearningResults:
             DataError: nothing there, or a file is malformed.
         """
         folder = Path(folder)
-        paths = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
+        paths = [folder] if folder.is_file() else sorted(folder.rglob(LearningRun.FILE))
         if not paths:
-            raise DataError(f"there is no {FILE} in {folder} or below", fix="check the path, or make runs first")
+            raise DataError(
+                f"there is no {LearningRun.FILE} in {folder} or below", fix="check the path, or make runs first"
+            )
         return cls(LearningRun.load(path) for path in paths)
 
     @property

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unteach.errors import DataError
-from unteach.evaluate.stats import (
+from unteach.records.stats import (
     Interval,
     bootstrap_mean,
     mcnemar,

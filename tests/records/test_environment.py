@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unteach.evaluate import environment
+from unteach.records import environment
 
 
 def test_it_says_where_but_not_on_whose_machine() -> None:
@@ -45,6 +45,7 @@ def test_peak_memory_is_of_this_process() -> None:
 
 def test_names_come_lazily() -> None:
     from unteach import evaluate
+    from unteach.records import erasure
 
-    assert evaluate.Results is evaluate.results.Results
+    assert evaluate.Results is erasure.Results
     assert not hasattr(evaluate, "nothing_of_that_name")

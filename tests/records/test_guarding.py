@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluate import guarded
+from tests.records import guarded
 
 from unteach.attack.curve import Curve
 from unteach.attack.curve import recovery as of_curves

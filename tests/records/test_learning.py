@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from scipy import stats as scipy_stats
-from tests.evaluate.learned import run, with_value
+from tests.records.learned import run, with_value
 
 from unteach.continual.metrics import METRICS
 from unteach.errors import CheckpointError, DataError
-from unteach.evaluate.learning import SCHEMA, Arm, LearningResults, LearningRun, holm, lower_is_better
-from unteach.evaluate.stats import paired_t, t_mean
+from unteach.records.learning import Arm, LearningResults, LearningRun, holm, lower_is_better
+from unteach.records.stats import paired_t, t_mean
 
 ACC = "class_il/final_average_accuracy"
 
@@ -43,16 +43,16 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
     assert written.metrics[ACC] == pytest.approx(0.8)  # 0.7, 0.8 and 0.9
     lowest = min(written.metrics, key=lambda name: written.metrics[name] or 0)
     assert lower_is_better(lowest) is False and written.metrics[lowest] < 0  # backward transfer
-    assert json.loads(path.read_text())["schema"] == SCHEMA
+    assert json.loads(path.read_text())["format"] == "unteach-learning-run"
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"schema": SCHEMA + 1}, "newer version"),
-        ({"schema": True}, "positive integer"),
+        ({"version": LearningRun.VERSION + 1}, "newer version"),
+        ({"version": True}, "whole number above 0"),
         ({"extra": 1}, "unknown key.*'extra'"),
-        ({"passes": 1.5}, "must be int"),
+        ({"passes": 1.5}, "must be a whole number"),
         ({"task_names": "abc"}, "must be a list"),
         ({"key": {"stream": "x"}}, "missing key"),
         ({"test_sizes": [1, 2]}, "one entry a task, 3; found: test_sizes: 2"),
@@ -62,7 +62,7 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
         ({"matrices": {"class_il": [["x", 0.5, 0.5]] * 3}}, "class_il"),
         ({"untrained": {"task_il": [0.5]}}, "untrained task_il: 1"),
         ({"ece": [0.1]}, "ece: 1"),
-        ({"warnings": [1]}, "must be str"),
+        ({"warnings": [1]}, "must be text"),
     ],
 )
 def test_malformed_files_are_refused(edit: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_malformed_files_are_refused(edit: dict[str, Any], message: str, tmp_pat
 
 def test_foreign_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(DataError, match="not a run of continual learning"):
+    with pytest.raises(DataError, match="not a file of the format unteach-learning-run"):
         LearningResults.load(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
@@ -230,7 +230,7 @@ def test_runs_that_do_not_belong_together() -> None:
 def test_results_load_without_torch_models(tmp_path: Path) -> None:
     run().save(tmp_path)
     code = (
-        "import sys; from unteach.evaluate.learning import LearningResults; LearningResults.load(sys.argv[1]);"
+        "import sys; from unteach.records.learning import LearningResults; LearningResults.load(sys.argv[1]);"
         "print([m for m in ('diffusers', 'unteach.continual', 'unteach.diffusion') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

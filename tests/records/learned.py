@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unteach.continual import metrics
-from unteach.evaluate.learning import Key, LearningRun, Seconds
+from unteach.records.learning import Key, LearningRun, Seconds
 
 
 def run(

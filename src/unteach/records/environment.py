@@ -5,12 +5,26 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from unteach.evaluate.results import Environment
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Versions, platform and source revision ("" and None when unknown)."""
+
+    python: str = ""
+    torch: str = ""
+    diffusers: str = ""
+    unteach: str = ""
+    platform: str = ""
+    cores: int = 1
+    threads: int = 1
+    revision: str = ""
+    dirty: bool | None = None
 
 
 def collect() -> Environment:

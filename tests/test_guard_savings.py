@@ -5,11 +5,11 @@ import copy
 import peft
 import pytest
 import torch
+from benchmarks.guard_savings import Cost, Savings, count, measure
 from tests.guard.eight_bit import EightBitAdamW
 from torch import Tensor, nn
 
 from unteach.errors import ConfigError
-from unteach.guard.savings import Cost, Savings, count, measure
 
 WIDTH, BATCH = 32, 4
 
