@@ -75,10 +75,11 @@ class Demo(Verb):
 
     def run(self, command: str) -> int:
         """The whole demo."""
-        from unteach.core import jobs
+        from unteach.core import jobs, places
         from unteach.core.device import cores
         from unteach.core.text import duration
         from unteach.records.erasure import Results
+        from unteach.report.html import render
         from unteach.report.terminal import verdicts
 
         begin = time.time()
@@ -144,6 +145,9 @@ def _erase(erasure: Erasure, demo: Demo, command: str, told: Told) -> None:
     from unteach.canvas import CANVAS, concepts
     from unteach.commands.erase import Plan
     from unteach.commands.evaluate import Evaluate, Subject, refresh_card
+    from unteach.data.concepts import ConceptSet
+    from unteach.erase import make
+    from unteach.evaluate.prompts import PROTOCOLS, Protocol
 
     out = demo.out / erasure.target
     plan = Plan(

@@ -109,6 +109,7 @@ class Evaluate(Machine):
         from unteach.core import places
         from unteach.core.run import seconds_spent
         from unteach.evaluate.compare import compare
+        from unteach.evaluate.suite import evaluate_canvas
 
         how: dict[str, Any] = {
             "seeds": self.seeds,
@@ -140,6 +141,7 @@ class Evaluate(Machine):
         from unteach.canvas import CANVAS, folder_of, is_canvas
         from unteach.core.device import device_of, dtype_of
         from unteach.diffusion.loading import inspect
+        from unteach.evaluate.prompts import World, protocol
 
         found = Mistakes()
         config: dict[str, Any] = {}
@@ -251,5 +253,6 @@ class Subject:
 def refresh_card(erased: Path, delta: WeightDelta, results: Results) -> Path:
     """Write the model card of a run anew, with what was measured."""
     from unteach.core import state
+    from unteach.report import model_card
 
     return state.write_bytes(erased / "README.md", model_card(delta.meta, [results]).encode())
