@@ -204,7 +204,7 @@ def test_the_stream_is_checked_once_a_grid_and_not_instead_of_the_arms(tmp_path:
     record = config(tmp_path, stream_options={"task": 5}, methods=["er", "der", "ewcc"], plugins=["none", "sam"])
     with pytest.raises(ConfigError) as found:
         Learn(config=Path(record)).plan()
-    assert str(found.value).count("no option 'task'") == 1 and "ewcc" in str(found.value)
+    assert str(found.value).count("unknown option 'task'") == 1 and "ewcc" in str(found.value)
 
 
 def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:

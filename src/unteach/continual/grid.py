@@ -1,7 +1,6 @@
 """A grid of runs on one stream, methods × plug-ins × seeds: checked as a whole, each run in a folder of its own."""
 
 import dataclasses
-import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,7 +218,7 @@ def _record(job: Job, outcome: Outcome | None, warnings: Sequence[str], command:
     }
     untrained = {} if outcome is None else {kind: tuple(getattr(outcome.untrained, kind)) for kind in KINDS[1:]}
     ece, nll = (tuple(None if row is None else getattr(row, what) for row in rows) for what in ("ece", "nll"))
-    seconds = {what: tuple(row and row.seconds[what] for row in rows) for what in ("train", "evaluate")}
+    train, test = (tuple(None if row is None else row.seconds[what] for row in rows) for what in ("train", "evaluate"))
     label, _, plug_label = job.label.partition("__")
     key = Key(
         stream=stream.name,
@@ -240,7 +239,7 @@ def _record(job: Job, outcome: Outcome | None, warnings: Sequence[str], command:
         task_names=tuple(task.name for task in stream.tasks),
         ece=ece,
         nll=nll,
-        seconds=Seconds(**seconds),
+        seconds=Seconds(train=train, evaluate=test),
         passes=0 if outcome is None else outcome.passes,
         diagnostics=tuple({} if row is None else dict(row.diagnostics) for row in rows),
         warnings=tuple(warnings),
@@ -298,11 +297,8 @@ def _jobs(record: Mapping[str, Any], method: Any, plugin: Any) -> Iterator[Job]:
 def _check_stream(record: Mapping[str, Any]) -> None:
     """The names of stream, options, scenario and network; whether the data is there is seen when it is read."""
     name, network = str(record["stream"]), str(record.get("network") or "small-conv")
-    known = inspect.signature(streams.streams[name]).parameters
     options = record.get("stream_options") or {}
-    problems = [
-        f"the stream '{name}' has no option '{key}' ({near(str(key), known)})" for key in options if key not in known
-    ]
+    problems = [f"the stream '{name}': {problem}" for problem in streams.misfits(name, options)]
     scenario = record.get("scenario")
     if scenario is not None and scenario not in get_args(Scenario):
         problems.append(f"no scenario is called '{scenario}' ({near(str(scenario), get_args(Scenario))})")

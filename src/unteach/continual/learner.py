@@ -207,6 +207,11 @@ class Learner:
         """Take the network back to its initial weights and statistics."""
         self.model.load_state_dict(self._initial)
 
+    @property
+    def past(self) -> Tensor:
+        """Classes of the tasks before this one, bool (C,); they may come again, as on a domain-incremental stream."""
+        return self.task_columns[: self.stage_tasks[0]].any(0)
+
     def views(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Stored samples (B, ...) as the network sees them: augmented with a generator, else only normalised."""
         kind = self.stream.augment if self.settings.augment == "stream" else self.settings.augment

@@ -1,11 +1,9 @@
 """The known methods as settings of the one objective, one file a family; importing this registers them all."""
 
 from unteach.continual.methods import (  # noqa: F401
-    cpr,
     der,
     er,
     ewc,
-    fdr,
     gdumb,
     gem,
     icarl,
@@ -13,6 +11,7 @@ from unteach.continual.methods import (  # noqa: F401
     laplace,
     lwf,
     plain,
+    smoothing,
     subspaces,
     vcl,
     xder,

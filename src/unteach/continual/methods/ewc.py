@@ -82,8 +82,6 @@ class FisherAnchor(Anchor):
 class EWC(FisherMethod):
     """One quadratic a task around its own weights (Kirkpatrick et al. 2017), kept as a single equal quadratic."""
 
-    name: ClassVar[str] = "ewc"
-
     def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the collapsed quadratics."""
         return [TaskLoss(), FisherAnchor(self)]
@@ -97,8 +95,6 @@ class OnlineEWC(FisherMethod):
     Args:
         decay: γ.
     """
-
-    name: ClassVar[str] = "online-ewc"
 
     decay: float = setting(1.0, low=0, high=1)
 

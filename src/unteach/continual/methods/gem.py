@@ -58,8 +58,6 @@ class _AGEM(Rule):
 class AGEM(_Episodic):
     """Averaged gradient episodic memory (Chaudhry et al. 2019): no step against the memory's gradient."""
 
-    name: ClassVar[str] = "a-gem"
-
     def rule(self, learner: Learner) -> Rule:
         """Project where the two fight."""
         return _AGEM()
@@ -110,8 +108,6 @@ class GEM(_Episodic):
         margin: least multiplier; above 0 it favours old tasks.
         samples: samples of each old task's memory a step.
     """
-
-    name: ClassVar[str] = "gem"
 
     margin: float = setting(0.0, low=0)
     samples: int = setting(64, low=1)

@@ -36,7 +36,6 @@ class L2SP(Method):
         strength: β.
     """
 
-    name: ClassVar[str] = "l2-sp"
     boundaries: ClassVar[bool] = True
 
     strength: float = setting(0.1, low=0)
@@ -108,7 +107,6 @@ class SI(Method):
         xi: ξ, keeps weights that hardly moved from becoming important.
     """
 
-    name: ClassVar[str] = "si"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 
@@ -151,7 +149,6 @@ class MAS(Method):
         samples: most samples of the task; 0 takes all.
     """
 
-    name: ClassVar[str] = "mas"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 
@@ -221,7 +218,6 @@ class RWalk(Method):
         epsilon: keeps the scores finite.
     """
 
-    name: ClassVar[str] = "rwalk"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 

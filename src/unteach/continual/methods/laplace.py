@@ -63,8 +63,6 @@ class Laplace(FisherMethod):
         prior: precision of the Gaussian prior around 0.
     """
 
-    name: ClassVar[str] = "laplace"
-
     strength: float = setting(1.0, low=0)
     prior: float = setting(1.0, low=0)
 
@@ -137,7 +135,6 @@ class KroneckerLaplace(Method):
         fisher_samples: most samples of the task; 0 takes all.
     """
 
-    name: ClassVar[str] = "kronecker-laplace"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 

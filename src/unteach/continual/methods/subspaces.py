@@ -59,7 +59,6 @@ class OGD(Method):
         vectors: gradients kept a task.
     """
 
-    name: ClassVar[str] = "ogd"
     form: ClassVar[Form] = "limit"
     boundaries: ClassVar[bool] = True
 
@@ -164,7 +163,6 @@ class GPM(Method):
         samples: samples of a task, for the inputs.
     """
 
-    name: ClassVar[str] = "gpm"
     form: ClassVar[Form] = "limit"
     boundaries: ClassVar[bool] = True
 

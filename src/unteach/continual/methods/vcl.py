@@ -106,7 +106,6 @@ class VCL(Method):
         initial_std: standard deviation of q at the start.
     """
 
-    name: ClassVar[str] = "vcl"
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = True
 
@@ -168,8 +167,6 @@ class NVCL(VCL):
     Args:
         rate: ρ, in place of the learning rate.
     """
-
-    name: ClassVar[str] = "nvcl"
 
     rate: float = setting(0.02, above=0)
 
