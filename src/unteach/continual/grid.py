@@ -61,8 +61,9 @@ class Job:
 
     def same(self, other: "Job") -> bool:
         """Whether both are one run, whatever their settings were called when they were written down."""
-        told = ("stream", "stream_options", "scenario", "network", "network_options", "seed", "label")
-        return all(getattr(self, f) == getattr(other, f) for f in told) and self.parts() == other.parts()
+        settings = ("training", "method", "plugin")
+        one, two = ({k: v for k, v in vars(job).items() if k not in settings} for job in (self, other))
+        return state.fingerprint(one) == state.fingerprint(two) and self.parts() == other.parts()
 
     def load_stream(self) -> Stream:
         """The stream; each is read once in a process."""
