@@ -58,7 +58,7 @@ def test_the_readme_example_runs(tmp_path: Path) -> None:
     images = names["images"]
     assert isinstance(images, torch.Tensor) and images.shape == (2, 3, 32, 32)
     exec(learning, names)
-    assert len(names["outcome"].record["rows"]) == 5  # type: ignore[attr-defined]
+    assert len(names["outcome"].rows) == 5  # type: ignore[attr-defined]
 
 
 def test_concepts_of_the_guide_are_read(tmp_path: Path) -> None:

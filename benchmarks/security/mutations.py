@@ -50,8 +50,7 @@ from unteach.attack import sweep
 from unteach.attack.curve import Curve, recovery
 from unteach.commands import guard_plan
 from unteach.commands.erase import Erase
-from unteach.commands.learn import load_plan
-from unteach.commands.options import Learn
+from unteach.commands.learn import Learn
 from unteach.commands.options_guard import GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
@@ -177,7 +176,8 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "learn --config", place(work, "grid", {"c.yaml": grid}), ["c.yaml"],
-        lambda f: [j.fingerprint() for j in load_plan(f / "c.yaml", Learn(config=f / "c.yaml")).jobs], yaml, 1.5,
+        lambda f: [state.fingerprint(vars(j)) for j in Learn(config=f / "c.yaml").plan().jobs],
+        yaml, 1.5,
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],
