@@ -1,7 +1,4 @@
-"""A small training in its own process, for the tests of the loop.
-
-python loop_script.py FOLDER none|update|write|log|slow|full|two
-"""
+"""A small training in its own process, for the tests of the loop. Not a test."""
 
 import contextlib
 import os
@@ -53,6 +50,7 @@ def kill() -> None:
 
 
 def alone(out: Path, point: str) -> None:
+    """Train, up to a point: none, update, write, log, slow or full."""
     net = Net()
 
     def step(s: Step) -> Mapping[str, float | Tensor]:
@@ -68,7 +66,7 @@ def alone(out: Path, point: str) -> None:
             # From now on no file grows beyond the log that there is: as on a full disk.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             size = (out / "log.jsonl").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         if point == "write" and s.index == 19:
             # The next checkpoint is written beside the old one, and the process dies before it is renamed.
             rename = Path.replace
@@ -83,7 +81,12 @@ def alone(out: Path, point: str) -> None:
             time.sleep(0.01 if s.index < 26 else 600)  # the other process has all the time to kill this one
         return net.step(s)
 
-    history = net.loop(out).run(step)
+    try:
+        history = net.loop(out).run(step)
+    except CheckpointError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # to say so
+        print("CheckpointError:", error)
+        sys.exit(3)
     print("resumed from", history.resumed_from)
 
 
@@ -132,14 +135,3 @@ def ranked(folder: Path) -> None:
     }  # fmt: skip
     files.save(folder / f"rank{loop.rank}.safetensors", {**net.params, **mean}, meta)
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    if sys.argv[2] == "two":
-        ranked(Path(sys.argv[1]))
-    else:
-        try:
-            alone(Path(sys.argv[1]), sys.argv[2])
-        except CheckpointError as error:
-            print("CheckpointError:", error)
-            sys.exit(3)

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from tests import toys
+from tests import processes, toys
 from tests.guard import worker
 from tests.guard.eight_bit import EightBitAdamW
 from torch import Tensor, nn
@@ -348,29 +346,14 @@ def test_policies_of_every_kind(unet: UNet2DConditionModel, tmp_path: Path) -> N
         load_frozen(3)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "torch.distributed.fsdp", "unteach.guard.enforce"])
-    return context
-
-
-def together(context: Any, kind: str, out: Path) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    members = [context.Process(target=worker.member, args=(kind, rank, 2, port, out)) for rank in (0, 1)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+def together(kind: str, out: Path) -> list[dict[str, Any]]:
+    processes.together(worker.member, kind, out)
     return [torch.load(out / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("kind", ["accelerate", "fsdp", "fsdp2"])
-def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, context: Any, tmp_path: Path) -> None:
-    results = together(context, kind, tmp_path)
+def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, tmp_path: Path) -> None:
+    results = together(kind, tmp_path)
     start = worker.network()
     alone = worker.network()
     optimizer = torch.optim.AdamW(
@@ -393,5 +376,5 @@ def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, conte
 
 
 @pytest.mark.parametrize(("kind", "fix"), [("flat", "use_orig_params=True"), ("late", "before accelerator.prepare")])
-def test_wrapped_in_a_way_that_cannot_hold_is_refused(kind: str, fix: str, context: Any, tmp_path: Path) -> None:
-    assert all(fix in result["refused"] for result in together(context, kind, tmp_path))
+def test_wrapped_in_a_way_that_cannot_hold_is_refused(kind: str, fix: str, tmp_path: Path) -> None:
+    assert all(fix in result["refused"] for result in together(kind, tmp_path))
