@@ -21,8 +21,8 @@ from unteach.core import seeds, state
 from unteach.data.vocabulary import HELD_OUT_TEMPLATES, OBJECTS, STYLES, TRAIN_TEMPLATES, caption
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import sample
-from unteach.evaluate import environment
-from unteach.evaluate.stats import wilson
+from unteach.records import environment
+from unteach.records.stats import wilson
 
 STEPS, GUIDANCE, SEED = 20, 3.0, 188
 SETS = {

@@ -4,11 +4,11 @@
 
 Arms for each concept: ``uce``; parts and twice of it (``uce x0.05``, ``uce x0.5``, ``uce x2``); the plain formula with
 no prompts to keep (``uce-plain alone``); ``noise``, a random change of the same tensors; and the trained presets asked
-for. The thresholds were chosen on apple, cigarette and mono (but for the zone of "perhaps hurt"). The judges' side: the
-target is gone when at most 10 % of its held-out prompts still show it, the anchor is there when at least 75 % show it,
-the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both judges).
-Resumable: what was trained into FOLDER is kept. Writes ``benchmarks/results/check_verdicts.json``. About 1 CPU-minute
-an arm that is not trained.
+for. The judges' side: the target is gone when at most 10 % of its held-out prompts still show it, the anchor is there
+when at least 75 % show it, the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both
+judges). Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes
+``benchmarks/results/check_verdicts.json``, but not for the concepts that the check's thresholds were chosen on (apple,
+cigarette, mono). About 1 CPU-minute an arm that is not trained.
 """
 
 import argparse
@@ -24,15 +24,16 @@ import torch
 from unteach.canvas import concepts, model_path
 from unteach.canvas.judges import judges
 from unteach.core import seeds, state
-from unteach.core.finding import Finding
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion import Model, WeightDelta, load, sample
 from unteach.erase import Check, erase
-from unteach.evaluate import environment
 from unteach.evaluate.prompts import HELD_OUT, Ask, Protocol, World, asks
+from unteach.records import environment
 
 RESULT = Path(__file__).parent / "results" / "check_verdicts.json"
 PROTOCOL = Protocol(name="check", target=32, retained=64)
+CHOSEN_ON = ("apple", "cigarette", "mono")
+"""Concepts that the check's thresholds were chosen on; they are never reported."""
 STEPS, GUIDANCE = 10, 3.0
 GONE, ANCHOR, KEPT = 0.9, 0.75, 0.9
 
@@ -54,6 +55,14 @@ def arms(model: Model, concept: Concept, trained: list[str], work: Path) -> Iter
         yield f"noise x{size:g}", WeightDelta(noise, {"base": model.digest(), "family": model.family})
     for name in trained:
         yield name, erase(model, concept, name, check=False, out=work / concept.target / name)
+
+
+def kept(path: Path, model: Model, concept: Concept, delta: WeightDelta | None) -> dict[str, float]:
+    """What the judges said, read where it was said before."""
+    if not path.exists():
+        state.write_json(path, judged(model, concept, delta))
+    found: dict[str, float] = state.read_json(path)
+    return found
 
 
 def judged(model: Model, concept: Concept, delta: WeightDelta | None) -> dict[str, float]:
@@ -97,15 +106,6 @@ def words(before: dict[str, float], after: dict[str, float]) -> tuple[str, str]:
     return ("erased" if after["anchor"] >= ANCHOR else "gone"), kept
 
 
-def agrees(found: Finding, judges_say: tuple[str, str]) -> bool:
-    """Whether both call the erasure done or not done (half-done is not), and neither kept what the other calls hurt.
-
-    "Perhaps hurt" contradicts nobody; how often it is said is counted beside.
-    """
-    done = found.concepts[0].outcome == "erased", judges_say[0] == "erased"
-    return done[0] == done[1] and found.rest_word in (judges_say[1], "perhaps hurt")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -118,13 +118,16 @@ def main() -> None:
     for target in args.concepts:
         concept = concepts.concept(target)
         check = Check.of(model, ConceptSet.of(concept), 1)
-        before = judged(model, concept, None)
+        told = args.work / "judged" / target
+        told.mkdir(parents=True, exist_ok=True)
+        before = kept(told / "before.json", model, concept, None)
         for arm, delta in arms(model, concept, args.trained, args.work):
-            found, after = check.measure(delta), judged(model, concept, delta)
+            found, after = check.measure(delta), kept(told / f"{arm}.json", model, concept, delta)
             say = words(before, after)
-            row = {"concept": target, "arm": arm, "check": found.to_dict(), "verdict": found.verdict, "before": before}
-            rows.append({**row, "after": after, "judges": list(say), "agree": agrees(found, say)})
             one, share = found.concepts[0], after["rest"] / before["rest"]
+            mine = one.outcome, found.rest_word
+            row = {"concept": target, "arm": arm, "check": found.to_dict(), "words": list(mine), "before": before}
+            rows.append({**row, "after": after, "judges": list(say), "agree": mine == say})
             print(
                 f"{target:8} {arm:16} {found.verdict:42} judges: {say[0]}, {say[1]:5}",
                 f"(gone {1 - after['target']:.2f}, anchor {after['anchor']:.2f}, rest {share:.2f};",
@@ -132,20 +135,17 @@ def main() -> None:
                 "" if rows[-1]["agree"] else "<- differ",
                 flush=True,
             )
-            agree = sum(row["agree"] for row in rows)
-            command = f"python benchmarks/check_verdicts.py --work FOLDER --concepts {' '.join(args.concepts)}"
-            perhaps = sum(Finding.from_dict(row["check"]).rest_word == "perhaps hurt" for row in rows)
-            record = {
-                "command": command,
-                "perhaps hurt": perhaps,
-                "chosen on": ["apple", "cigarette", "mono"],
-                "environment": asdict(environment.collect()),
-                "note": "the zone of 'perhaps hurt' was set after noto 'uce-plain alone' had been seen",
-                "agree": agree,
-                "of": len(rows),
-            }
-            state.write_json(RESULT, {**record, "rows": rows})
-    print(f"{sum(row['agree'] for row in rows)} of {len(rows)} agree")
+    record = {
+        "command": f"python benchmarks/check_verdicts.py --work FOLDER --concepts {' '.join(args.concepts)}"
+        + f" --trained {' '.join(args.trained)}",
+        "environment": asdict(environment.collect()),
+        "agree": sum(row["agree"] for row in rows),
+        "of": len(rows),
+        "rows": rows,
+    }
+    if set(args.concepts).isdisjoint(CHOSEN_ON):
+        state.write_json(RESULT, record)
+    print(f"{record['agree']} of {record['of']} agree in every word")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.core import state
-from unteach.core.finding import HURT_REST, KEPT_REST
-from unteach.evaluate.stats import wilson
+from unteach.records.stats import wilson
 
 HERE = Path(__file__).parent
 GRID_TARGETS = {
@@ -400,43 +399,29 @@ def strange_claims() -> list[dict[str, Any]]:
                 command,
             )
         )
-    agree = [row["verdicts"]["agree"] for row in rows]
-    claims.append(
-        _claim(
-            "strange-verdict-and-judge",
-            "Built-in check and judge say the same (erased or not, the rest kept or not) in at least 9 of 10 runs on "
-            "an unseen pipeline, runs that must fail or hurt among them.",
-            sum(agree),
-            len(agree),
-            {"erased or not alone": sum(row["verdicts"]["same outcome"] for row in rows) / len(rows)},
-            sum(agree) >= 0.9 * len(agree),
-            command,
-        )
-    )
     bundled = state.read_json(HERE / "results" / "check_verdicts.json")
-    fits = [_fits(row) for row in rows]
-    hits, n = sum(fits) + bundled["agree"], len(fits) + bundled["of"]
-    claims.append(
-        _claim(
-            "check-contradicts-no-judge",
-            "On the bundled and on an unseen pipeline together, built-in check and judge do not contradict each other "
-            "in at least 9 of 10 runs: neither calls done what the other does not, nor kept what the other calls hurt "
-            "('perhaps hurt' contradicts nobody).",
-            hits,
-            n,
-            {"bundled": bundled["agree"] / bundled["of"], "unseen": sum(fits) / len(fits)},
-            hits >= 0.9 * n,
-            f"{bundled['command']}; {command}",
+    unseen = [[(told["check"], told["check rest"]), (told["judge"], told["judge rest"])]
+              for told in (row["verdicts"] for row in rows)]  # fmt: skip
+    known = [[tuple(row["words"]), tuple(row["judges"])] for row in bundled["rows"]]
+    for where, name, said, by in (
+        ("an unseen pipeline", "strange-verdict-and-judge", unseen, command),
+        ("the bundled model", "bundled-verdict-and-judge", known, bundled["command"]),
+    ):
+        agree = [mine == judges for mine, judges in said]
+        fits = [(mine[0] == "erased", mine[1]) == (judges[0] == "erased", judges[1]) for mine, judges in said]
+        claims.append(
+            _claim(
+                name,
+                f"Built-in check and judge say the same in every word (nothing, partly, gone or erased; the rest kept "
+                f"or hurt) in at least 9 of 10 runs on {where}, runs that must fail or hurt among them.",
+                sum(agree),
+                len(agree),
+                {"erased or not, kept or hurt": sum(fits) / len(fits)},
+                sum(agree) >= 0.9 * len(agree),
+                by,
+            )
         )
-    )
     return claims
-
-
-def _fits(row: dict[str, Any]) -> bool:
-    """Whether check and judge do not contradict each other in a run on the unseen pipeline."""
-    told, moved = row["verdicts"], row["check"]["rest"]
-    word = told["judge kept"] if KEPT_REST < moved <= HURT_REST else told["check kept"]
-    return bool(told["same outcome"] and word == told["judge kept"])
 
 
 def all_claims() -> list[dict[str, Any]]:

@@ -21,13 +21,13 @@ import torch
 from unteach.continual import networks
 from unteach.continual.engine import learn
 from unteach.continual.learner import Training
-from unteach.continual.memory import Memory
-from unteach.continual.method import make
-from unteach.continual.plugin import make_plugin
-from unteach.continual.stream import Stream, Task
+from unteach.continual.memory.buffer import Memory
+from unteach.continual.methods import make
+from unteach.continual.plugins import plugins
+from unteach.continual.streams import Stream, Task
 from unteach.core import state
 from unteach.core.fisher import fisher
-from unteach.evaluate import environment
+from unteach.records import environment
 
 OUT = Path(__file__).parent / "results" / "continual_speed.json"
 ROUNDS = 5
@@ -66,12 +66,12 @@ def compare(slow: Callable[[], float], fast: Callable[[], float]) -> dict[str, o
 
 def epoch_ours(plugin: str | None = None, width: int = 16, **settings: object) -> float:
     """CPU seconds of the training steps of two epochs of DER++ (the second has a filled memory)."""
-    made = None if plugin is None else make_plugin(plugin, **settings)
+    made = None if plugin is None else plugins.make(plugin, **settings)
     begin = time.process_time()
     learn(
         stream(),
-        make("der++", buffer=200, alpha=0.1, beta=0.5),
-        training=Training(epochs=2, lr=0.03),
+        make("der++", buffer_size=200, alpha=0.1, beta=0.5),
+        training=Training(epochs=2, learning_rate=0.03),
         plugin=made,
         options={"width": width},
     )

@@ -20,12 +20,12 @@ import torch
 
 from unteach.canvas import concepts, model_path
 from unteach.canvas.judges import judges
-from unteach.core import processes, state
+from unteach.core import state
 from unteach.diffusion.model import load
 from unteach.erase import erase
-from unteach.evaluate import environment
-from unteach.evaluate.results import Results
 from unteach.evaluate.suite import evaluate_canvas
+from unteach.records import environment
+from unteach.records.erasure import Results
 
 CONCEPTS = ("twemoji", "bomb")
 ARMS = ("doco-canvas", "ablate-canvas", "uce", "none")
@@ -80,7 +80,7 @@ def main() -> None:
         for seed, arm, target in itertools.product(args.seeds, ARMS, CONCEPTS)
         if seed == args.seeds[0] or arm not in ("uce", "none")
     ]
-    for _, done in processes.each(run, [(job,) for job in jobs], args.processes):
+    for _, done in jobs.each(run, [(job,) for job in jobs], args.processes):
         print(*done, flush=True)
         state.write_json(
             RESULT,

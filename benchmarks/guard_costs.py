@@ -51,12 +51,12 @@ from unteach.core.freeze import share
 from unteach.core.loop import Step
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model, load
-from unteach.evaluate import environment
-from unteach.evaluate.stats import t_mean
 from unteach.guard import learn as learning
 from unteach.guard.config import make
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.enforce import enforce
+from unteach.records import environment
+from unteach.records.stats import t_mean
 
 OUT = Path(__file__).parent / "results" / "guard_costs.json"
 MODELS = ("bundled", "large")

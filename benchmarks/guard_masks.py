@@ -31,18 +31,18 @@ import torch
 
 from unteach.attack.relearn import relearn
 from unteach.canvas import model_path
-from unteach.core import processes, seeds, state
+from unteach.core import jobs, seeds, state
 from unteach.core.loop import Step
 from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model, load
-from unteach.evaluate import environment
-from unteach.evaluate.stats import paired_t, t_mean
 from unteach.guard.baselines import Case, baselines
 from unteach.guard.config import make
 from unteach.guard.data import GuardData, losses
 from unteach.guard.learn import Learned, jaccard, learn
+from unteach.records import environment
+from unteach.records.stats import paired_t, t_mean
 
 OUT = Path(__file__).parent / "results" / "guard_masks.json"
 
@@ -390,9 +390,9 @@ def main() -> None:
     given = parser.parse_args()
     work = str(given.work)
     for key in given.pairs:
-        list(processes.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
-        jobs = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-        for done, _ in enumerate(processes.each(attack, [(job,) for job in jobs], given.workers), start=1):
+        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
+        left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
+        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], given.workers), start=1):
             if done % 20 == 0:
                 print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}

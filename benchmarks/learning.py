@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unteach.core import state
-from unteach.evaluate.learning import ALONE, Arm, LearningResults
+from unteach.records.learning import ALONE, Arm, LearningResults
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "learning.json"

@@ -1,18 +1,20 @@
 """The defaults on a model that the library has never seen: does the check say what a judge says?
 
-    python benchmarks/strange_erasures.py --work FOLDER [--processes 2]
+    python benchmarks/strange_erasures.py --work FOLDER [--seeds 2] [--processes 2]
 
 Trains the strange pipeline and its judge first (``strange_model.py``), then erases two styles and two objects that no
 setting was chosen on, with as many prompts as docs/erase.md's example. Every run gets the built-in check's finding and
 the judge's shares on templates that nothing else uses. Some runs must fail: too few steps, a tiny rate, an edit that is
-far too strong. Resumable: what is in FOLDER is kept. Writes ``benchmarks/results/strange_erasures.json``.
+far too strong. Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes
+``benchmarks/results/strange_erasures.json``. ``--choosing`` runs other concepts instead, on which the check's
+thresholds were chosen, and writes nothing there.
 """
 
 import argparse
 import multiprocessing
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ from strange_model import build, load_judge
 from strange_world import HELD_OUT_TEMPLATES, OBJECTS, STYLES, caption
 
 from unteach.core import seeds, state
+from unteach.core.finding import Finding
 from unteach.data.concepts import Concept
-from unteach.diffusion import load, sample
+from unteach.diffusion import WeightDelta, load, sample
 from unteach.diffusion.model import Model
 from unteach.erase import erase
-from unteach.evaluate import environment
-from unteach.evaluate.stats import wilson
+from unteach.records import environment
+from unteach.records.stats import wilson
 
 RESULT = Path(__file__).parent / "results" / "strange_erasures.json"
 DRAWING = {"num_inference_steps": 12, "guidance_scale": 3.0}
@@ -67,18 +70,22 @@ PAIRS = (("sand", "ocean"), ("chalk", "brick"), ("hourglass", "arrow"), ("cross"
 """Concepts that are reported."""
 
 
-def arms() -> list[Arm]:
-    """Every default on every reported concept, and runs that must fail or hurt."""
-    style, other, thing, _ = PAIRS
-    found = [Arm("uce", *pair, "uce") for pair in PAIRS]
-    found += [Arm(name, *pair, name) for pair in PAIRS for name in ("ablate", "doco")]
-    found += [Arm("uce plain", *pair, "uce-plain") for pair in (other, thing)]
-    return [
-        *found,
-        Arm("ablate, five steps", *other, "ablate", {"steps": 5}),
-        Arm("doco, tiny rate", *thing, "doco", {"lr": 1e-6, "steps": 150, "warm_up": 50}),
-        Arm("ablate, huge rate", *style, "ablate", {"pace": 2.0, "retain_weight": 0.0, "look_every": 0, "steps": 60}),
-    ]
+def arms(pairs: Sequence[tuple[str, str]] = PAIRS, numbers: Sequence[int] = (0,)) -> list[Arm]:
+    """Every default on every concept, and runs that must fail or hurt."""
+    style, other, thing, *_ = pairs
+    found = []
+    for seed in numbers:
+        found += [Arm("uce", *pair, "uce", seed=seed) for pair in pairs]
+        found += [Arm(name, *pair, name, seed=seed) for pair in pairs for name in ("ablate", "doco")]
+        found += [Arm("uce plain", *pair, "uce-plain", seed=seed) for pair in (other, thing)]
+        tiny = {"lr": 1e-6, "steps": 150, "warm_up": 50}
+        huge = {"pace": 2.0, "retain_weight": 0.0, "look_every": 0, "steps": 60}
+        found += [
+            Arm("ablate, five steps", *other, "ablate", {"steps": 5}, seed),
+            Arm("doco, tiny rate", *thing, "doco", tiny, seed),
+            Arm("ablate, huge rate", *style, "ablate", huge, seed),
+        ]
+    return found
 
 
 def asked(one: Concept) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
@@ -118,32 +125,35 @@ def judged(model: Model, judge: Any, one: Concept) -> dict[str, list[int]]:
 
 
 def run(job: tuple[Arm, Path]) -> dict[str, Any]:
-    """Erase with the built-in check at its end, then judge; what is there is read."""
+    """Erase and judge (what is there is read), and let the built-in check look, always anew."""
     arm, work = job
-    path = work / "runs" / f"{arm.key}.json"
+    path, out = work / "runs" / f"{arm.key}.json", work / "runs" / arm.key
+    torch.set_num_threads(1)
+    model, one = load(work / "pipeline"), concept(arm.target, arm.anchor)
     if not path.exists():
-        torch.set_num_threads(1)
-        model, judge, one = load(work / "pipeline"), load_judge(work), concept(arm.target, arm.anchor)
         begin = time.process_time()
-        delta = erase(model, one, arm.method, seed=arm.seed, out=work / "runs" / arm.key, **arm.settings)
-        seconds, finding = time.process_time() - begin, delta.check
-        assert finding is not None
+        delta = erase(model, one, arm.method, seed=arm.seed, out=out, check=False, **arm.settings)
+        seconds = time.process_time() - begin
         with delta.apply(model):
-            found = judged(model, judge, one)
-        words = {"outcome": finding.concepts[0].outcome, "kept": finding.kept}
-        record = {"arm": {**asdict(arm), "settings": dict(arm.settings)}, "judge": found}
-        record |= {"check": {**finding.to_dict(), **words}, "seconds": seconds}
+            found = judged(model, load_judge(work), one)
+        record = {"arm": {**asdict(arm), "settings": dict(arm.settings)}, "judge": found, "seconds": seconds}
         state.write_json(path, record | {"steps": delta.meta.get("steps_taken"), "kept": delta.meta.get("kept")})
+    delta = WeightDelta.load(out / "delta.safetensors")
+    bare = {key: value for key, value in delta.meta.items() if key != "check"}
+    replace(delta, meta=bare).save(out / "delta.safetensors")
+    begin = time.process_time()
+    finding = erase(model, one, arm.method, seed=arm.seed, out=out, **arm.settings).check
+    assert finding is not None
     told: dict[str, Any] = state.read_json(path)
-    return told
+    return {**told, "check": finding.to_dict(), "check seconds": time.process_time() - begin}
 
 
-def unchanged(work: Path) -> dict[str, dict[str, list[int]]]:
+def unchanged(work: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, list[int]]]:
     """The judge's counts without any erasure, by target."""
-    path = work / "unchanged.json"
+    path = work / f"unchanged-{'-'.join(target for target, _ in pairs)}.json"
     if not path.exists():
         model, judge = load(work / "pipeline"), load_judge(work)
-        state.write_json(path, {target: judged(model, judge, concept(target, anchor)) for target, anchor in PAIRS})
+        state.write_json(path, {target: judged(model, judge, concept(target, anchor)) for target, anchor in pairs})
     found: dict[str, dict[str, list[int]]] = state.read_json(path)
     return found
 
@@ -158,16 +168,16 @@ def share(counts: list[int]) -> float:
 
 
 def compared(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
-    """Judge and check as words, and whether they agree on both questions: erased? the rest kept?"""
-    found, said = record["judge"], record["check"]
+    """Judge and check as words, and whether they are the same words: of the concept, of the rest."""
+    found, finding = record["judge"], Finding.from_dict(record["check"])
     if share(found["UA"]) >= GONE:
         word = "erased" if share(found["anchor"]) >= ANCHORED else "gone"
     else:
-        word = "partly" if share(found["UA"]) >= 0.2 else "nothing"
-    kept = share(found["kept both"]) >= KEPT * share(before["kept both"])
-    same = (said["outcome"] == "erased") == (word == "erased")
-    words = {"judge": word, "judge kept": kept, "check": said["outcome"], "check kept": said["kept"]}
-    return words | {"same outcome": same, "agree": same and said["kept"] == kept}
+        word = "nothing" if share(found["UA"]) < 1 - GONE else "partly"
+    rest = "kept" if share(found["kept both"]) >= KEPT * share(before["kept both"]) else "hurt"
+    mine = finding.concepts[0].outcome, finding.rest_word
+    words = {"judge": word, "judge rest": rest, "check": mine[0], "check rest": mine[1]}
+    return words | {"same outcome": mine[0] == word, "agree": mine == (word, rest)}
 
 
 def row(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
@@ -175,47 +185,59 @@ def row(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
     shares = {name: asdict(wilson(*counts)) for name, counts in record["judge"].items()}
     effect = record["check"]["concepts"][0]
     numbers = {name: effect[name] for name in ("towards", "left", "moved", "apart")} | {"rest": record["check"]["rest"]}
-    more = {name: record[name] for name in ("seconds", "steps", "kept")}
+    more = {name: record[name] for name in ("seconds", "check seconds", "steps", "kept")}
     return {"arm": record["arm"], "judge": shares, "check": numbers, "verdicts": compared(record, before), **more}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--choosing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline, rows, order = build(args.work), [], {arm.key: i for i, arm in enumerate(arms())}
-    before = unchanged(args.work)
+    pairs = (*SEEN, *TUNING) if args.choosing else PAIRS
+    chosen = arms(pairs, range(args.seeds))
+    pipeline, rows, order = build(args.work), [], {arm.key: i for i, arm in enumerate(chosen)}
+    before = unchanged(args.work, pairs)
     pool = multiprocessing.get_context("spawn").Pool(args.processes)
-    for record in pool.imap_unordered(run, [(arm, args.work) for arm in arms()], chunksize=1):
+    for record in pool.imap_unordered(run, [(arm, args.work) for arm in chosen], chunksize=1):
         arm = Arm(**record["arm"])
         rows.append(row(record, before[arm.target]))
-        told, shares = rows[-1]["verdicts"], rows[-1]["judge"]
-        numbers = " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both"))
-        words = f"judge {told['judge']}, check {told['check']}, agree {told['agree']}"
-        print(f"{arm.key:40} {numbers}  {words}", flush=True)
-        config = {
-            "drawing": DRAWING,
-            "tuned on": TUNING,
-            "seen in a first round": SEEN,
-            "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
-            "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
-        }
-        state.write_json(
-            RESULT,
-            {
-                "command": "python benchmarks/strange_erasures.py --work FOLDER",
-                "config": config,
-                "environment": asdict(environment.collect()),
-                "pipeline": pipeline,
-                "unchanged": {
-                    target: {name: asdict(wilson(*counts)) for name, counts in found.items()}
-                    for target, found in before.items()
-                },
-                "rows": sorted(rows, key=lambda row: order[Arm(**row["arm"]).key]),
-            },
+        told, shares, numbers = rows[-1]["verdicts"], rows[-1]["judge"], rows[-1]["check"]
+        print(
+            f"{arm.key:30}",
+            " ".join(f"{name} {shares[name]['value']:.2f}" for name in ("UA", "anchor", "kept both")),
+            " ".join(f"{name} {value:.2f}" for name, value in numbers.items()),
+            f"judge {told['judge']}, {told['judge rest']}; check {told['check']}, {told['check rest']}",
+            "" if told["agree"] else "<- differ",
+            flush=True,
         )
+    print(f"{sum(row['verdicts']['agree'] for row in rows)} of {len(rows)} agree in every word")
+    if args.choosing:
+        return
+    config = {
+        "drawing": DRAWING,
+        "tuned on": TUNING,
+        "seen in a first round": SEEN,
+        "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
+        "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
+    }
+    state.write_json(
+        RESULT,
+        {
+            "command": f"python benchmarks/strange_erasures.py --work FOLDER --seeds {args.seeds}",
+            "config": config,
+            "environment": asdict(environment.collect()),
+            "pipeline": pipeline,
+            "unchanged": {
+                target: {name: asdict(wilson(*counts)) for name, counts in found.items()}
+                for target, found in before.items()
+            },
+            "rows": sorted(rows, key=lambda row: order[Arm(**row["arm"]).key]),
+        },
+    )
 
 
 if __name__ == "__main__":

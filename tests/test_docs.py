@@ -8,7 +8,7 @@ import torch
 from tests import toys
 
 from unteach.diffusion.model import load
-from unteach.erase import Concept, ConceptSet, erase, methods, presets
+from unteach.erase import Concept, ConceptSet, erase, methods
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -72,5 +72,5 @@ def test_every_method_has_a_page_and_every_preset_is_named() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in methods:
         assert (ROOT / "docs" / f"{name}.md").exists()
-    for name in presets:
+    for name in methods.presets:
         assert f"`{name}`" in text, name

@@ -12,10 +12,9 @@ from tests.continual import tiny
 
 from unteach.commands.learn import load_plan
 from unteach.commands.options import Learn
-from unteach.continual.method import methods
-from unteach.continual.plugin import plugins
-from unteach.continual.stream import SCENARIOS, Stream
-from unteach.continual.streams import streams
+from unteach.continual.methods import methods
+from unteach.continual.plugins import plugins
+from unteach.continual.streams import SCENARIOS, Stream, streams
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -53,7 +52,7 @@ def test_the_method_of_the_guide_learns(own_method: str) -> None:
     """It resumes from nothing, takes a plug-in, adds up with another method, and is plain training at strength 0."""
     assert tiny.differs(tiny.run(own_method), tiny.run("fine-tune"))
     tiny.assert_same(tiny.run(own_method, "refresh"), tiny.run(own_method, "refresh"))
-    assert len(tiny.run(f"{own_method} + online-ewc").record["rows"]) == 2
+    assert len(tiny.run(f"{own_method} + online-ewc").rows) == 2
     off = tiny.method(own_method, alpha=0.0)
     tiny.assert_weights(tiny.run(off).model, tiny.plain(tiny.stream(), tiny.training()))
 
@@ -80,7 +79,7 @@ def test_the_streams_page_names_every_stream_and_scenario() -> None:
     names: dict[str, object] = {}
     exec(source, names)
     stream = names["stream"]
-    assert isinstance(stream, Stream) and len(tiny.run("er", on=stream).record["rows"]) == 2
+    assert isinstance(stream, Stream) and len(tiny.run("er", on=stream).rows) == 2
 
 
 def test_the_streams_page_is_right_about_those_that_ship() -> None:

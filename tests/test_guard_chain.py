@@ -136,15 +136,15 @@ def test_u4_another_try_needs_no_deleting_where_nothing_was_finished(
     assert main(other) == 0
     said = capsys.readouterr()
     assert "of which nothing was finished: this one starts in its place" in said.out
-    assert "relearning: 2 steps done" in said.out and "mask: 2 steps done" in said.out  # although nobody looks on
+    assert "relearning: 2 done" in said.out and "mask: 2 done" in said.out  # although nobody looks on
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "manifest.json", "mask.json"]
     # What is finished, or has a checkpoint, is never replaced.
     before = (out / "mask.json").read_bytes()
-    assert main([*other, "rho=0.1"]) == 2 and "other settings; nothing was changed" in capsys.readouterr().err
+    assert main([*other, "rho=0.1"]) == 2 and "holds another run; nothing was changed" in capsys.readouterr().err
     assert (out / "mask.json").read_bytes() == before
     (out / "mask.json").unlink()
     state.save(out / "work" / "relearn" / "state.safetensors", {}, {})
-    assert main([*other, "rho=0.1"]) == 2 and "other settings; nothing was changed" in capsys.readouterr().err
+    assert main([*other, "rho=0.1"]) == 2 and "holds another run; nothing was changed" in capsys.readouterr().err
 
 
 def test_official_on_the_command_line_is_the_released_setting(

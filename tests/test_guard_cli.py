@@ -16,11 +16,11 @@ from tests.guard.checkpoints import flip
 
 from unteach.canvas import model_path
 from unteach.cli import main
-from unteach.commands.domains import Domain, available, rest
 from unteach.commands.guard_plan import CANVAS_SETTINGS
 from unteach.core import state
 from unteach.data import emoji
 from unteach.diffusion.delta import WeightDelta
+from unteach.diffusion.domains import Domain, available, rest
 from unteach.diffusion.examples import disjoint
 from unteach.diffusion.model import Model, load
 from unteach.errors import DataError
@@ -109,14 +109,14 @@ def test_the_same_command_is_finished_and_another_is_refused(place: Path, capsys
     assert main(["guard", "learn", "--config", str(config), "--out", str(out)]) == 0
     assert "holds the finished mask" in capsys.readouterr().out and files(out) == before
     for other, difference in (
-        (["--set", "rho=0.3"], "rho 0.2 there, 0.3 asked for"),
-        (["--seed", "4"], "seed 0 there, 4 asked for"),
-        (["--innocent", "digits"], "good'] there, ['digits'] asked for"),
-        (["--method", "random"], "method 'freezeasguard' there, 'random' asked for"),
+        (["--set", "rho=0.3"], "settings.rho was 0.2, is now 0.3"),
+        (["--seed", "4"], "seed was 0, is now 4"),
+        (["--innocent", "digits"], "good'], is now ['digits']"),
+        (["--method", "random"], "method was 'freezeasguard', is now 'random'"),
     ):
         assert main(["guard", "learn", "--config", str(config), "--out", str(out), *other]) == 2
         said = capsys.readouterr().err
-        assert "holds a run with other settings" in said and difference in said and files(out) == before
+        assert "holds another run" in said and difference in said and files(out) == before
     # Without the erasure the weights are others.
     plain = ["--illegal", str(place / "bad"), "--innocent", str(place / "good"), "--set", *QUICK]
     assert main(["guard", "learn", *plain, "--policy", "no-guitars", "--out", str(out)]) == 2
@@ -337,7 +337,7 @@ def test_an_attack_is_measured_resumes_and_grows(
     capsys.readouterr()
     for more in (["--draws", "2"], ["--rank", "2"]):
         assert main([*attack(out, *mask, *names), *more]) == 2
-        assert "holds a run with other settings" in capsys.readouterr().err
+        assert "holds another run" in capsys.readouterr().err
 
 
 def test_who_ignores_the_mask_is_the_unprotected_attacker(place: Path, tmp_path: Path) -> None:

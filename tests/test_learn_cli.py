@@ -9,14 +9,15 @@ import pytest
 import yaml
 
 from unteach.cli import main
-from unteach.commands.learn import Job, load_plan
+from unteach.commands.learn import load_plan
 from unteach.commands.options import Learn
-from unteach.continual.method import methods, presets
+from unteach.continual.grid import Job
+from unteach.continual.methods import methods
 from unteach.continual.networks import networks
-from unteach.continual.plugin import plugin_presets, plugins
+from unteach.continual.plugins import plugins
 from unteach.continual.streams import streams
 from unteach.errors import ConfigError
-from unteach.evaluate.learning import LearningResults
+from unteach.records.learning import LearningResults
 
 CONFIGS = sorted((Path(__file__).parents[1] / "benchmarks" / "configs").glob("*.yaml"))
 TINY: dict[str, Any] = {
@@ -24,8 +25,12 @@ TINY: dict[str, Any] = {
     "stream": "digits",
     "network": "mlp",
     "network_options": {"hidden": [8]},
-    "training": {"epochs": 1, "batch_size": 64, "lr": 0.05},
-    "methods": ["fine-tune", {"method": "er", "buffer": 20, "label": "er 20"}, {"method": "gdumb", "fit_epochs": 1}],
+    "training": {"epochs": 1, "batch_size": 64, "learning_rate": 0.05},
+    "methods": [
+        "fine-tune",
+        {"method": "er", "buffer_size": 20, "label": "er 20"},
+        {"method": "gdumb", "fit_epochs": 1},
+    ],
     "plugins": ["none", {"plug-in": "reweight", "ratio": 0.5}],
     "seeds": [0, 1],
 }
@@ -57,7 +62,7 @@ def test_the_grid_is_run_and_measured(done: Path) -> None:
     results = LearningResults.load(out / "runs")
     assert len(results.runs) == 10
     (run,) = [r for r in results.runs if r.key.method == "er 20" and r.key.plugin == "reweight" and r.key.seed == 1]
-    assert run.key.method_settings["buffer"] == 20 and run.key.plugin_settings["ratio"] == 0.5
+    assert run.key.method_settings["buffer_size"] == 20 and run.key.plugin_settings["ratio"] == 0.5
     assert run.key.stream == "digits" and run.key.scenario == "class" and run.key.network == "mlp"
     assert len(run.task_names) == 5 and sum(run.test_sizes) == 359
     assert run.command.startswith("unteach learn --config") and run.environment["torch"]
@@ -93,7 +98,7 @@ def test_the_same_command_again_trains_nothing(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = runs(done / "out")
-    monkeypatch.setattr("unteach.commands.learn.learn", None)
+    monkeypatch.setattr("unteach.continual.grid.train", None)
     assert main(["learn", "--config", str(done / "grid.yaml"), "--out", str(done / "out")]) == 0
     assert runs(done / "out") == before
     said = capsys.readouterr().out
@@ -119,7 +124,7 @@ def test_a_run_that_was_broken_off_goes_on(done: Path, tmp_path: Path, monkeypat
     class Enough(Exception):
         pass
 
-    real, calls = engine._Run.step, []
+    real, calls = engine.Trainer.step, []
 
     def step(self: Any, now: Any) -> Any:
         calls.append(now.index)
@@ -128,7 +133,7 @@ def test_a_run_that_was_broken_off_goes_on(done: Path, tmp_path: Path, monkeypat
         return real(self, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "step", step)
+        patch.setattr(engine.Trainer, "step", step)
         with pytest.raises(Enough):
             main(["learn", "--config", config(tmp_path), "--out", str(tmp_path / "out")])
     assert 0 < len(runs(tmp_path / "out")) < 10
@@ -160,15 +165,19 @@ def test_all_mistakes_are_listed_before_anything_runs(tmp_path: Path, capsys: py
     said = refused(
         tmp_path,
         capsys,
-        methods=["der+++", {"method": "er", "buffer": 0, "bufer": 3}, {"method": "ewc", "training": {"lr": -1}}],
+        methods=[
+            "der+++",
+            {"method": "er", "buffer_size": 0, "bufer": 3},
+            {"method": "ewc", "training": {"learning_rate": -1}},
+        ],
         plugins=[{"plug-in": "refresh", "gamma": -1}],
     )
-    for words in ("'der+++'", "did you mean 'der++'", "unknown setting 'bufer'", "buffer must be at least 1"):
+    for words in ("'der+++'", "did you mean 'der++'", "unknown setting 'bufer'", "buffer_size must be at least 1"):
         assert words in said
-    said = refused(tmp_path, capsys, methods=["er"], training={"lr": 0, "epoch": 1}, plugins=["refrehs"])
+    said = refused(tmp_path, capsys, methods=["er"], training={"learning_rate": 0, "epoch": 1}, plugins=["refrehs"])
     assert "did you mean 'refresh'" in said
-    said = refused(tmp_path, capsys, methods=["er"], plugins=["none"], training={"lr": 0, "epoch": 1})
-    assert "lr must be above 0" in said and "unknown setting 'epoch'" in said
+    said = refused(tmp_path, capsys, methods=["er"], plugins=["none"], training={"learning_rate": 0, "epoch": 1})
+    assert "learning_rate must be above 0" in said and "unknown setting 'epoch'" in said
 
 
 def test_what_is_missing_or_twofold_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,8 +210,8 @@ def test_the_stream_is_checked_once_a_grid_and_not_instead_of_the_arms(tmp_path:
 
 def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     wanted: dict[str, list[str]] = {
-        "learners": [*methods, *presets],
-        "plugins": [*plugins, *plugin_presets],
+        "learners": [*methods, *methods.presets],
+        "plugins": [*plugins, *plugins.presets],
         "streams": [*streams],
         "networks": [*networks],
     }
@@ -213,7 +222,7 @@ def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(len(line.split()) > 2 for line in lines)
     assert main(["list", "learners", "--verbose"]) == 0
     said = capsys.readouterr().out
-    assert "buffer = 200  (≥ 1)" in said and "[exact given the weights]" in said
+    assert "buffer_size = 200  (≥ 1)" in said and "[exact given the weights]" in said
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -233,13 +242,17 @@ def test_papers_runs_have_the_papers_settings() -> None:
         arms: dict[tuple[str, bool], Job] = {(job.label, job.plugin is None): job for job in jobs}
         assert {plugged for _, plugged in arms} == {True, False}
         for job in arms.values():
-            assert job.network == "resnet18" and job.training["batch_size"] == 32 and job.training["memory_batch"] == 32
+            assert (
+                job.network == "resnet18"
+                and job.training["batch_size"] == 32
+                and job.training["memory_batch_size"] == 32
+            )
             assert job.training.get("momentum", 0) == 0 and job.training.get("optimizer", "sgd") == "sgd"
             assert job.training["epochs"] == (100 if stem == "paper-tiny" else 50)
             assert job.training.get("augment", "stream") == "stream"
     by_label = {job.label: job for job in found["paper-cifar10"]}
-    assert by_label["der++ 500"].method == {"method": "der++", "buffer": 500, "alpha": 0.2, "beta": 0.5}
-    assert by_label["er 200"].training["lr"] == 0.1 and by_label["er 200"].method["concatenated"]
+    assert by_label["der++ 500"].method == {"method": "der++", "buffer_size": 500, "alpha": 0.2, "beta": 0.5}
+    assert by_label["er 200"].training["learning_rate"] == 0.1 and by_label["er 200"].method["concatenated"]
     assert found["paper-cifar100"][0].training["milestones"] == [35, 45]
 
 

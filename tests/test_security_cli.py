@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from unteach.cli import main
-from unteach.commands import guard, terminal
-from unteach.commands.arguments import parse
-from unteach.commands.erase import seconds_spent
-from unteach.commands.typed import typed
+from unteach.cli import main, parse
+from unteach.commands import console, guard
+from unteach.commands.console import typed
 from unteach.core import places
+from unteach.core.run import seconds_spent
 from unteach.errors import CheckpointError, ConfigError
 from unteach.guard import signing
 
@@ -77,7 +76,7 @@ def test_l8_text_from_files_does_not_steer_the_terminal(tmp_path: Path, capsys: 
     assert main(["learn", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "\\x1b[2J\\x1b]0;title\\x07" in said and "\x1b" not in said
-    terminal.say("policy \x1b[31mred")
+    console.say("policy \x1b[31mred")
     assert capsys.readouterr().out == "policy \\x1b[31mred\n"
 
 

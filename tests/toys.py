@@ -13,19 +13,33 @@ from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from unteach.core import seeds
 from unteach.diffusion import Model, WeightDelta
 from unteach.diffusion.loading import quiet
 
 KINDS = ("sd", "sd_v", "sdxl")
+"""U-Nets."""
+FAMILIES = ("sd", "sdxl", "sd3", "sd3_no_t5")
+"""One of each family, and one without the part that users leave out."""
 LENGTH = 24
 # fmt: off
 _WORDS = [
@@ -84,6 +98,44 @@ def _text_config(tokens: CLIPTokenizer, width: int, factor: float = 10.0) -> CLI
     )
 
 
+def _t5_tokenizer() -> T5TokenizerFast:
+    """A Unigram tokenizer with the usual words and all letters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -5.0)]
+    words = [(f"▁{word}", -2.0) for word in _WORDS]
+    letters = [(letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz<>!-"]
+    known = {token for token, _ in words}
+    vocabulary = [*special, *words, *(entry for entry in letters if entry[0] not in known)]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=256)
+
+
+def _sd3(tokens: CLIPTokenizer, t5: bool) -> StableDiffusion3Pipeline:
+    """Joint attention in both blocks, a second self-attention in the first; the last has no text stream after it."""
+    read = _t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(read), d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu", initializer_factor=1.0,
+    )  # fmt: skip
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=6, out_channels=6, num_layers=2, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=8, pooled_projection_dim=32,
+        pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.proj_out.weight.mul_(3)
+        transformer.context_embedder.weight.mul_(3)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(latent_channels=6, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokens, 16, 2.0)),
+        tokenizer=tokens,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens, 16, 2.0)),
+        tokenizer_2=tokens,
+        text_encoder_3=T5EncoderModel(config) if t5 else None,
+        tokenizer_3=read if t5 else None,
+    )
+
+
 def _unet(width: int, **extra: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
@@ -100,14 +152,14 @@ def _unet(width: int, **extra: Any) -> UNet2DConditionModel:
     )
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**extra: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **{"latent_channels": 4, **extra},
     )
 
 
@@ -124,6 +176,8 @@ def pipeline(kind: str, tokenizers: Path, seed: int = 0) -> Any:
     tokens = tokenizer(tokenizers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if kind.startswith("sd3"):
+            return _sd3(tokens, t5=kind == "sd3")
         if kind == "sdxl":
             unet = _unet(
                 32,
@@ -150,7 +204,7 @@ def pipeline(kind: str, tokenizers: Path, seed: int = 0) -> Any:
                 **_BETAS, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=1
             )
         else:
-            raise ValueError(f"no toy is called {kind!r}; there are {KINDS}")
+            raise ValueError(f"no toy is called {kind!r}; there are {KINDS} and {FAMILIES}")
         unet = _unet(16)
         _livelier(unet)
         return StableDiffusionPipeline(

@@ -293,7 +293,7 @@ def main() -> int:
         kills = max(1, round(SHARES[name] * given.kills / sum(SHARES.values())))
         found += rounds(jobs(given.work.resolve())[name], given.work.resolve(), kills, given.seed)
     from unteach.core import state
-    from unteach.evaluate import environment
+    from unteach.records import environment
 
     table = {}
     for name in given.only:

@@ -41,20 +41,21 @@ import torch
 from benchmarks.security import mutators
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.evaluate import guarded, learned
 from tests.evaluate.test_results import full
 from tests.guard import checkpoints
+from tests.records import guarded, learned
 from tests.toys import build
 
 from unteach.attack import sweep
 from unteach.attack.curve import Curve, recovery
-from unteach.commands import guard_plan, plan
-from unteach.commands.erase import seconds_spent
+from unteach.commands import guard_plan
+from unteach.commands.erase import Erase
 from unteach.commands.learn import load_plan
-from unteach.commands.options import Erase, Learn
+from unteach.commands.options import Learn
 from unteach.commands.options_guard import GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
+from unteach.core.run import seconds_spent
 from unteach.data import files
 from unteach.data.captioned import captioned
 from unteach.data.concepts import ConceptSet
@@ -63,15 +64,15 @@ from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import Chunk, _Store
 from unteach.errors import UnteachError, shorten
-from unteach.evaluate import environment
 from unteach.evaluate.guarding import Mask, Relearning
 from unteach.evaluate.image_cache import ImageStore
-from unteach.evaluate.learning import LearningRun
-from unteach.evaluate.results import Results
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.files import Safetensors
 from unteach.guard.manifest import FreezeManifest
+from unteach.records import environment
+from unteach.records.erasure import Results
+from unteach.records.learning import LearningRun
 from unteach.report import model_card
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "security_mutations.json"
@@ -172,7 +173,7 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "erase --config", place(work, "erase", {"c.yaml": erase}), ["c.yaml"],
-        lambda f: plan.resolve(Erase(config=f / "c.yaml", dry_run=True)).to_dict(), yaml, 1.5,
+        lambda f: Erase(config=f / "c.yaml", dry_run=True).resolve().to_dict(), yaml, 1.5,
     )  # fmt: skip
     yield Reader(
         "learn --config", place(work, "grid", {"c.yaml": grid}), ["c.yaml"],
@@ -186,7 +187,7 @@ def _texts(work: Path) -> Iterator[Reader]:
     def settings(folder: Path) -> object:
         text = (folder / "s.txt").read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape")
         options = Erase(target="twemoji", anchor="openmoji", method="uce", settings=((text,),), dry_run=True)
-        return plan.resolve(options).to_dict()
+        return options.resolve().to_dict()
 
     yield Reader("erase --set", place(work, "set", {"s.txt": b"lam=0.5"}), ["s.txt"], settings, None, 0.7)
 
@@ -271,10 +272,10 @@ def _states(work: Path) -> Iterator[Reader]:
 
     yield Reader("safetensors", folder, ["d.safetensors"], opened, tensors, 1.0)
     kept = Erase(target="twemoji", anchor="openmoji", method="uce", out=Path("run"))
-    config = json.dumps(plan.resolve(kept).to_dict()).encode()
+    config = json.dumps(kept.resolve().to_dict()).encode()
 
     def resumed(f: Path) -> object:
-        return plan.resolve(Erase(target="twemoji", anchor="openmoji", method="uce", out=f)).check_folder()
+        return Erase(target="twemoji", anchor="openmoji", method="uce", out=f).resolve().run().known
 
     yield from _stores(work)
     yield Reader(

@@ -1,7 +1,8 @@
 """The command line, ``unteach``: erase · evaluate · guard · attack · learn · report · list · demo.
 
-This file turns signals and errors into messages and exit codes; :mod:`unteach.commands` reads the arguments and does
-the work. Nothing but the standard library is imported before interrupts are handled.
+This file reads the arguments and turns signals and errors into messages and exit codes; each command is one file of
+:mod:`unteach.commands`, of which only the one that is asked for is imported. Nothing but the standard library comes
+before interrupts are handled.
 
 Exit codes: 0 done, and for ``guard verify`` conform; 1 ``guard verify`` found a violation, or the demo could not finish
 an erasure; 2 wrong arguments or any other error, with a message that says what to do (no verdict); 3 ``guard verify``
@@ -9,13 +10,31 @@ cannot decide; 4 ``erase`` wrote its delta, but its check found something else t
 stopped by signal n: 130 interrupted (Ctrl-C), 143 terminated.
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 from unteach.core.stopping import Stopped, end_with_parent, stoppable
 from unteach.errors import UnteachError, printable, shorten
+
+if TYPE_CHECKING:
+    from unteach.commands.verb import Verb
+
+VERBS: Mapping[str, str] = {
+    "erase": "Erase",
+    "evaluate": "Evaluate",
+    "guard": "options_guard.Guard",
+    "attack": "options_guard.Attack",
+    "report": "Report",
+    "learn": "options.Learn",
+    "list": "List",
+    "demo": "Demo",
+}
+"""Each command and its class, in the module of its name."""
 
 # What counts is said in full by the commands themselves.
 _SAID_BY_COMMANDS = ("unteach.data.concepts", "unteach.erase.check")
@@ -41,8 +60,7 @@ def _main(given: Sequence[str]) -> int:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         # Read when torch is loaded: threads that spin while they wait slow each other down on a shared machine.
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        from unteach.commands.arguments import parse
-        from unteach.commands.typed import typed
+        from unteach.commands.console import typed
 
         chosen = parse(given)
         stopped = chosen.stopped
@@ -60,6 +78,33 @@ def _main(given: Sequence[str]) -> int:
             _show(error)
         print(f"\n{stopped}", file=sys.stderr)
         return error.code if isinstance(error, Stopped) else 130
+
+
+def parse(given: Sequence[str]) -> Verb:
+    """The command that was asked for, with its options.
+
+    Raises:
+        SystemExit: for ``--help``, and for arguments that no command knows (code 2).
+    """
+    import functools
+    from importlib import import_module
+    from operator import or_
+
+    import tyro
+
+    def kind(name: str) -> Any:
+        module, _, found = VERBS[name].rpartition(".")
+        return getattr(import_module(f"unteach.commands.{module or name}"), found)
+
+    how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,)}
+    if given and given[0] in VERBS:
+        chosen = tyro.cli(kind(given[0]), prog=f"unteach {given[0]}", args=list(given[1:]), **how)
+    else:  # help, or a mistake
+        text = "Take concepts out of text-to-image models, see what else changed, keep it from being relearned."
+        every: Any = functools.reduce(or_, (Annotated[kind(name), tyro.conf.subcommand(name)] for name in VERBS))
+        chosen = tyro.cli(every, prog="unteach", description=text, args=list(given), **how)
+    verb: Verb = getattr(chosen, "command", chosen)
+    return verb
 
 
 def _failed(error: Exception, message: str, debug: bool) -> int:

@@ -5,6 +5,7 @@ What was found comes from files that may be anything, so it is cut to a length t
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Self
 
 MOST_FOUND, MOST_LINE, MOST_LISTED = 600, 600, 20
 """Characters of what was found, characters of a line of a message, and mistakes that are listed."""
@@ -56,12 +57,8 @@ class UnteachError(Exception):
             parts.append(f"to do: {fix}")
         super().__init__("; ".join(parts))
 
-
-class ConfigError(UnteachError):
-    """A setting or an argument is unknown, out of range or contradicts another."""
-
     @classmethod
-    def many(cls, problems: Sequence[str], *, where: str = "the configuration") -> "ConfigError":
+    def many(cls, problems: Sequence[str], *, where: str = "the configuration") -> Self:
         """One error that lists every mistake at once, so that one edit can mend them all."""
         if len(problems) == 1:
             return cls(f"{where}: {problems[0]}")
@@ -69,6 +66,10 @@ class ConfigError(UnteachError):
         if len(problems) > MOST_LISTED:
             listing += f"\n  and {len(problems) - MOST_LISTED} more"
         return cls(f"{where} has {len(problems)} mistakes:\n{listing}")
+
+
+class ConfigError(UnteachError):
+    """A setting or an argument is unknown, out of range or contradicts another."""
 
 
 class DataError(UnteachError):

@@ -15,7 +15,7 @@ from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
-from unteach.diffusion.finetune import Finetune, finetune, timesteps
+from unteach.diffusion.finetune import Finetune, finetune
 from unteach.errors import ConfigError, DataError, ModelError
 
 FAST: dict[str, Any] = {"steps": 4, "learning_rate": 3e-3, "batch_size": 4, "draws": 1}
@@ -164,7 +164,7 @@ def test_probe_losses_are_the_plain_formula(tiny: Model, data: Examples) -> None
     for draw in range(2):
         step = Step(draw, 2, 9)
         order = seeds.permutation(12, 9, "probe order", draw)
-        t = timesteps(step, range(12), 12, tiny.num_timesteps)[order]
+        t = tiny.schedule.spread(step, range(12), 12)[order]
         noise = step.randn("probe noise", tiny.latent_shape, range(12))
         for i in range(12):
             noisy = tiny.noise(data.latents[i : i + 1], noise[i : i + 1], t[i : i + 1])

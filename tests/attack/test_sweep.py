@@ -11,9 +11,22 @@ from unteach.attack import sweep as module
 from unteach.attack.curve import Curve
 from unteach.attack.relearn import relearn
 from unteach.attack.sweep import UNPROTECTED, sweep
+from unteach.core.events import Events
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.errors import CheckpointError, ConfigError, DataError
+
+
+class Heard(Events):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        self.steps.append((stage, done, total))
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +63,16 @@ def test_a_sweep_is_its_attacks_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny, out=tmp_path, honoured=(True, False), **grid)
     assert len(list(tmp_path.glob("*.json"))) == 3
-    ticks: list[tuple[int, int]] = []
-    records = sweep(tiny, out=tmp_path, honoured=(True, False), on_cell=lambda *n: ticks.append(n), **grid)
+    heard = Heard()
+    records = sweep(tiny, out=tmp_path, honoured=(True, False), events=heard, **grid)
     # 2 modes x 2 rates x (unprotected, half kept, half ignored; "none" kept is the unprotected cell, ignored is not)
     assert len(calls) == 4 + 16 - 3 and len(list(tmp_path.glob("*.json"))) == 16
-    assert ticks[-1] == (20, 20) and len(records) == 20
-    seen: list[tuple[int, int, int]] = []
-    sweep(tiny, out=tmp_path / "b", on_step=lambda *n: seen.append(n), **grid | {"modes": ("lora",), "masks": {}})
-    assert seen == [(cell, step, 3) for cell in (1, 2) for step in (1, 2, 3)]
+    assert heard.messages[-1].endswith(": 20 of 20") and len(records) == 20
+    heard = Heard()
+    sweep(tiny, out=tmp_path / "b", events=heard, **grid | {"modes": ("lora",), "masks": {}})
+    assert [(stage[-8:], *n) for stage, *n in heard.steps] == [
+        (f"attack {cell}", step, 3) for cell in (1, 2) for step in (1, 2, 3)
+    ]
     monkeypatch.setattr(module, "relearn", None)  # all is there: nothing runs
     assert sweep(tiny, out=tmp_path, honoured=(True, False), **grid) == records
     for place in range(4):

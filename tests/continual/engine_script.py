@@ -15,14 +15,14 @@ from unteach.continual import engine
 
 
 def main(out: Path, method: str, plugin: str, before: int) -> None:
-    real = engine._Run.step
+    real = engine.Trainer.step
 
     def step(self: Any, now: Any) -> Any:
         if now.index == before:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, now)
 
-    engine._Run.step = step  # type: ignore[method-assign]
+    engine.Trainer.step = step  # type: ignore[method-assign]
     tiny.run(method, plugin, out=out, save_every=4, training=tiny.training(epochs=2))
 
 

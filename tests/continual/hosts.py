@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unteach.continual.plugin import Loss, Plugin, Running
-from unteach.continual.refresh import Refresh, Refreshing
+from unteach.continual.plugins import Plugin
+from unteach.continual.plugins.base import PluginState
+from unteach.continual.plugins.refresh import Refresh, RefreshState
+from unteach.continual.view import Loss
 from unteach.core import seeds
 
 CLASSES, FEATURES = 3, 4
@@ -118,7 +120,7 @@ def curvature(run: Run, scale: float = 1.0) -> dict[str, Tensor]:
     return {n: scale * torch.rand(p.shape, generator=draw, dtype=torch.float64).to(p.dtype) for n, p in shapes}
 
 
-def primed(settings: Refresh, run: Run, tensors: dict[str, Tensor]) -> Refreshing:
+def primed(settings: Refresh, run: Run, tensors: dict[str, Tensor]) -> RefreshState:
     """At work with the Fisher information given."""
     running = settings.start(run)
     empty = running.state_dict()
@@ -126,7 +128,7 @@ def primed(settings: Refresh, run: Run, tensors: dict[str, Tensor]) -> Refreshin
     return running
 
 
-def train(plugin: Plugin | Running, run: Run, steps: int) -> tuple[Running, list[dict[str, Tensor]]]:
+def train(plugin: Plugin | PluginState, run: Run, steps: int) -> tuple[PluginState, list[dict[str, Tensor]]]:
     """``steps`` more steps of the plug-in on the run."""
     running = plugin.start(run) if isinstance(plugin, Plugin) else plugin
     records = []
@@ -136,6 +138,6 @@ def train(plugin: Plugin | Running, run: Run, steps: int) -> tuple[Running, list
     return running, records
 
 
-def end_task(running: Running, run: Run) -> None:
+def end_task(running: PluginState, run: Run) -> None:
     running.end_task(run)
     run.task += 1

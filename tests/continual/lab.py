@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unteach.continual.batch import Batch
 from unteach.continual.engine import learn
 from unteach.continual.learner import Learner, Training
-from unteach.continual.method import AnyMethod
-from unteach.continual.objective import Batch
-from unteach.continual.plugin import Host, Plugin, Running
-from unteach.continual.stream import Scenario, Stream, Task
+from unteach.continual.methods import AnyMethod
+from unteach.continual.plugins import Plugin
+from unteach.continual.plugins.base import PluginState
+from unteach.continual.step import StepContext
+from unteach.continual.streams import Scenario, Stream, Task
 from unteach.core import seeds
 
 FEATURES, CLASSES, EACH, BATCH = 5, 6, 14, 8
@@ -69,12 +71,12 @@ class Look:
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
-        now: Batch = self.host._view.batch
+        now: Batch = self.host.view.batch
         return now.x, now.y
 
     def memory(self, key: str = "a") -> Samples | None:
         """The draw from memory that a term of this key sees in this step."""
-        drawn = self.host._view.draw(key)
+        drawn = self.host.view.draw(key)
         return None if drawn is None else (drawn.x, drawn.y, drawn.logits)
 
     @property
@@ -106,11 +108,12 @@ def watch(
 ) -> Learner:
     """A run of the engine with ``step`` called before and ``after`` after every update, ``end`` after every task."""
 
-    class Looking(Running):
+    class Looking(PluginState):
         def __init__(self, learner: Learner) -> None:
             self.learner = learner
 
-        def step(self, host: Host) -> dict[str, Tensor]:
+        def step(self, host: StepContext) -> dict[str, Tensor]:
+            self.learner.objective = host.objective  # type: ignore[attr-defined]  # for the tests' looks at its terms
             look = Look(self.learner, host, host.gradient())
             if step is not None:
                 step(look)
@@ -127,10 +130,10 @@ def watch(
     class Spy(Plugin):
         name = "spy"
 
-        def start(self, learner: Any) -> Running:
+        def start(self, learner: Any) -> PluginState:
             return Looking(learner)
 
-    settings = {"epochs": 1, "batch_size": BATCH, "memory_batch": 6, "lr": 0.1, **training}
+    settings = {"epochs": 1, "batch_size": BATCH, "memory_batch_size": 6, "learning_rate": 0.1, **training}
     network = network or Double()
     made = learn(on or stream(), method, network=network, plugin=Spy(), training=Training(**settings), seed=seed)
     return made.learner

@@ -8,17 +8,17 @@ import torch
 from tests.continual import tiny
 
 from unteach.continual.engine import Outcome
-from unteach.continual.method import make, methods, presets
-from unteach.continual.plugin import Plugin, make_plugin, plugin_presets, plugins
+from unteach.continual.methods import make, methods
+from unteach.continual.plugins import Plugin, plugins
 from unteach.errors import UnteachError
 
 ARMS: dict[str, Plugin | None] = {
     "none": None,
-    "refresh": make_plugin("refresh", gamma=0.01),
-    "refresh off": make_plugin("refresh", gamma=0.0),
-    "refresh-official-code": make_plugin("refresh-official-code"),
-    "sam": make_plugin("sam"),
-    "reweight": make_plugin("reweight"),
+    "refresh": plugins.make("refresh", gamma=0.01),
+    "refresh off": plugins.make("refresh", gamma=0.0),
+    "refresh-official-code": plugins.make("refresh-official-code"),
+    "sam": plugins.make("sam"),
+    "reweight": plugins.make("reweight"),
 }
 COMBINED = ["der++ + online-ewc", "er + si", "online-ewc + cpr"]
 HOSTS = [*methods, *COMBINED]
@@ -47,9 +47,9 @@ def test_it_runs_is_finite_and_the_same_seed_gives_the_same(host: str, arm: str)
         return
     outcome = ran(host, arm)
     assert all(bool(torch.isfinite(param).all()) for param in outcome.learner.params)
-    rows = outcome.record["rows"]
-    assert rows[-1]["task"] == 1 and all(0 <= share <= 1 for row in rows for share in row["class_il"] + row["task_il"])
-    assert all(row["nll"] >= 0 and 0 <= row["ece"] <= 1 for row in rows)
+    rows = outcome.rows
+    assert rows[-1].task == 1 and all(0 <= share <= 1 for row in rows for share in row.class_il + row.task_il)
+    assert all(row.nll >= 0 and 0 <= row.ece <= 1 for row in rows)
     tiny.assert_same(outcome, tiny.run(host, ARMS[arm]))
 
 
@@ -57,9 +57,9 @@ def test_it_runs_is_finite_and_the_same_seed_gives_the_same(host: str, arm: str)
 def test_refresh_of_strength_0_is_the_host_bit_for_bit(host: str) -> None:
     plain, off = ran(host, "none"), ran(host, "refresh off")
     assert not tiny.differs(plain, off)
-    assert [row["class_il"] for row in plain.record["rows"]] == [row["class_il"] for row in off.record["rows"]]
-    assert [row["nll"] for row in plain.record["rows"]] == [row["nll"] for row in off.record["rows"]]
-    assert plain.record["passes"] == off.record["passes"]
+    assert [row.class_il for row in plain.rows] == [row.class_il for row in off.rows]
+    assert [row.nll for row in plain.rows] == [row.nll for row in off.rows]
+    assert plain.passes == off.passes
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in ("none", "refresh off")])
@@ -106,18 +106,18 @@ def test_broken_off_in_a_task_and_gone_on_is_unbroken(
     tiny.assert_same(whole, tiny.resumed(host, ARMS[arm], tmp_path, monkeypatch, before=10, every=4))
 
 
-@pytest.mark.parametrize("name", [*methods, *presets])
+@pytest.mark.parametrize("name", [*methods, *methods.presets])
 def test_settings_survive_the_way_through_plain_data(name: str) -> None:
     made = make(name)
     record = made.to_dict()
     assert make(record.pop("method"), **record) == made
 
 
-@pytest.mark.parametrize("name", [*plugins, *plugin_presets])
+@pytest.mark.parametrize("name", [*plugins, *plugins.presets])
 def test_settings_of_plugins_survive_too(name: str) -> None:
-    made = make_plugin(name)
+    made = plugins.make(name)
     record = made.to_dict()
-    assert make_plugin(record.pop("plug-in"), **record) == made
+    assert plugins.make(record.pop("plug-in"), **record) == made
 
 
 @pytest.mark.parametrize("name", methods)
@@ -127,7 +127,7 @@ def test_without_boundaries_it_runs_or_is_refused_before_training(name: str) -> 
         with pytest.raises(UnteachError, match="has no boundaries"):
             tiny.run(name, on=stream)
     else:
-        assert len(tiny.run(name, on=stream).record["rows"]) == 2
+        assert len(tiny.run(name, on=stream).rows) == 2
     assert (name in BOUNDLESS) == (not methods[name].boundaries)
 
 

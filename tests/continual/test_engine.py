@@ -1,4 +1,4 @@
-"""The engine against loops written out by hand, across interruptions, and with several seeds."""
+"""The engine against loops written out by hand, and across interruptions."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from tests.continual import tiny
 from torch import nn
 
 from unteach.continual import augment, engine, networks
-from unteach.continual.engine import Outcome, _Host, learn_seeds, save_outcome
-from unteach.continual.learner import Learner
-from unteach.continual.objective import View
-from unteach.continual.plugin import make_plugin
-from unteach.continual.stream import with_scenario
+from unteach.continual.engine import Outcome, Trainer
+from unteach.continual.plugins import plugins
+from unteach.continual.step import StepContext
+from unteach.continual.streams import with_scenario
+from unteach.continual.view import View
 from unteach.core import state
-from unteach.errors import CheckpointError, ConfigError, NumericsError
+from unteach.errors import CheckpointError, NumericsError
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_everything_off_is_plain_training_bit_for_bit(name: str, off: dict[str, 
     host = tiny.method(name, **off)
     expected = tiny.plain(tiny.stream(), settings)
     tiny.assert_weights(tiny.run(host, training=settings).model, expected)
-    tiny.assert_weights(tiny.run(host, make_plugin("refresh", gamma=0.0), training=settings).model, expected)
+    tiny.assert_weights(tiny.run(host, plugins.make("refresh", gamma=0.0), training=settings).model, expected)
     if off:
         assert tiny.differs(tiny.run(name, training=settings), tiny.run(host, training=settings))
 
@@ -72,13 +72,13 @@ def test_milestones_clipping_and_a_batch_that_does_not_divide() -> None:
     outcome = tiny.run("fine-tune", on=stream, training=settings)
     tiny.assert_weights(outcome.model, tiny.plain(stream, settings))
     assert tiny.differs(outcome, tiny.run("fine-tune", on=stream, training=tiny.training(epochs=4)))
-    assert outcome.learner.lr == 0.05 * 0.25 and outcome.record["passes"] == 2 * 4 * 3
+    assert outcome.learner.lr == 0.05 * 0.25 and outcome.passes == 2 * 4 * 3
 
 
 def test_one_pass_measures_what_a_loop_over_samples_measures() -> None:
     stream, settings = tiny.stream(tasks=3), tiny.training(epochs=2)
     outcome = tiny.run("fine-tune", on=stream, training=settings)
-    for t, row in enumerate(outcome.record["rows"]):
+    for t, row in enumerate(outcome.rows):
         model = tiny.plain(dataclasses.replace(stream, tasks=stream.tasks[: t + 1]), settings)
         seen = {c for task in stream.tasks[: t + 1] for c in task.classes}
         shares: dict[str, list[float]] = {"class_il": [], "class_il_all_heads": [], "task_il": []}
@@ -101,24 +101,21 @@ def test_one_pass_measures_what_a_loop_over_samples_measures() -> None:
                     nats.append(-torch.tensor(p[sorted(seen).index(y)]).log().item())
             for key, count in hits.items():
                 shares[key].append(count / len(task.test_y))
-        assert {key: row[key] for key in shares} == shares
+        assert {key: getattr(row, key) for key in shares} == shares
         bins: dict[int, list[tuple[float, bool]]] = {}
         for confidence, hit in sure:
             bins.setdefault(min(14, int(confidence * 15)), []).append((confidence, hit))
         gaps = [abs(sum(h - c for c, h in one)) for one in bins.values()]
-        assert row["ece"] == pytest.approx(sum(gaps) / len(sure), abs=1e-6)
-        assert row["nll"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
+        assert row.ece == pytest.approx(sum(gaps) / len(sure), abs=1e-6)
+        assert row.nll == pytest.approx(sum(nats) / len(nats), abs=1e-5)
 
 
 def test_the_head_that_is_asked_for_answers() -> None:
-    seen = tiny.run("er").record
-    every = tiny.run("er", training=tiny.training(head="all")).record
-    assert [row["class_il"] for row in every["rows"]] == [row["class_il_all_heads"] for row in every["rows"]]
-    assert seen["rows"][0]["class_il"][1] == 0  # classes that are not seen yet are no answer
-    assert [row["task_il"] for row in seen["rows"]] == [row["task_il"] for row in every["rows"]]
-    assert seen["untrained"] == every["untrained"] and set(seen["untrained"]) == set(seen["rows"][0]) - {
-        "task", "seconds", "diagnostics", "warnings",
-    }  # fmt: skip
+    seen, every = tiny.run("er"), tiny.run("er", training=tiny.training(head="all"))
+    assert [row.class_il for row in every.rows] == [row.class_il_all_heads for row in every.rows]
+    assert seen.rows[0].class_il[1] == 0  # classes that are not seen yet are no answer
+    assert [row.task_il for row in seen.rows] == [row.task_il for row in every.rows]
+    assert seen.untrained == every.untrained
 
 
 # interruptions
@@ -152,7 +149,7 @@ def test_broken_off_anywhere_it_goes_on(
 def test_a_finished_run_gives_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tiny.run("der++", "refresh", out=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "step", None)  # nothing is trained
+        patch.setattr(engine.Trainer, "step", None)  # nothing is trained
         tiny.assert_same(first, tiny.run("der++", "refresh", out=tmp_path))
 
 
@@ -163,7 +160,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) 
         (tiny.method("er", alpha=0.5), None, {}, "alpha"),
         ("er", "sam", {}, "plug-in"),
         ("er", None, {"seed": 1}, "seed"),
-        ("er", None, {"training": tiny.training(lr=0.01)}, "lr"),
+        ("er", None, {"training": tiny.training(learning_rate=0.01)}, "learning_rate"),
         ("er", None, {"options": {"width": 8}}, "width"),
         ("er", None, {"on": tiny.stream(seed=1)}, "digest"),
         ("er", None, {"on": tiny.stream("task")}, "scenario"),
@@ -184,34 +181,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) 
     tiny.run("er", out=tmp_path)
 
 
-def test_the_trained_weights_are_written_with_the_settings(tmp_path: Path) -> None:
-    outcome = tiny.run("si")
-    tensors, meta = state.load(save_outcome(outcome, tmp_path / "model.safetensors"))
-    model = networks.build("small-conv", (1, 8, 8), 4, 1, width=4)
-    model.load_state_dict(tensors)
-    tiny.assert_weights(model, outcome.model)
-    assert meta["config"]["method"]["method"] == "si" and meta["config"]["training"]["lr"] == 0.05
-
-
-# several seeds, precision, progress
-
-
-def test_several_seeds_in_one_call_are_the_runs_one_by_one(tmp_path: Path) -> None:
-    arguments = {"network": "small-conv", "options": {"width": 4}, "training": tiny.training(), "plugin": "sam"}
-    several = learn_seeds(tiny.stream(), tiny.method("er"), [3, 5], out=tmp_path, **arguments)
-    for seed, outcome in zip([3, 5], several, strict=True):
-        tiny.assert_same(outcome, tiny.run("er", "sam", seed=seed))
-        assert (tmp_path / str(seed) / "state.safetensors").is_file()
-    assert tiny.differs(*several)
-    with pytest.raises(ConfigError, match="no seeds"):
-        learn_seeds(tiny.stream(), "er", [])
-
-
-def test_several_seeds_of_a_module_do_not_go_on_from_each_other() -> None:
-    network = networks.build("small-conv", (1, 8, 8), 4, 0, width=4)
-    fresh = networks.build("small-conv", (1, 8, 8), 4, 0, width=4)
-    several = learn_seeds(tiny.stream(), "fine-tune", [0, 1], network=network, training=tiny.training())
-    assert not tiny.differs(several[1], tiny.run("fine-tune", network=fresh, options={}, seed=1))
+# precision, progress
 
 
 def test_bf16_trains_in_half_and_keeps_whole_weights() -> None:
@@ -237,27 +207,27 @@ def test_dropout_is_drawn_from_the_seed_and_the_step() -> None:
 
 def test_the_log_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        outcome = tiny.run("er", make_plugin("refresh", gamma=0.1), out=tmp_path)
-    assert "gamma" in caplog.text and outcome.record["warnings"]
+        outcome = tiny.run("er", plugins.make("refresh", gamma=0.1), out=tmp_path)
+    assert "gamma" in caplog.text and outcome.warnings
     (last,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert last["step"] == 6 and last["task"] == 1 and last["loss"] > 0 and "unlearn_ratio" in last
 
 
 def test_divergence_is_an_error_that_says_so() -> None:
     with pytest.raises(NumericsError, match="not finite"):
-        tiny.run("fine-tune", training=tiny.training(lr=1e30))
+        tiny.run("fine-tune", training=tiny.training(learning_rate=1e30))
 
 
 def test_a_step_by_hand_is_the_plugins_view_of_it() -> None:
     """Same batch and same draws for every gradient of a step; frozen statistics stay."""
     stream = tiny.stream()
     net = networks.build("small-conv", stream.shape, stream.classes, 0, width=4)
-    learner = Learner(stream, tiny.method("er"), net, tiny.training(), 0, torch.device("cpu"))
-    learner.begin_task()
+    trainer = Trainer(stream, tiny.method("er"), network=net, training=tiny.training(), device="cpu")
+    learner = trainer.learner
     assert learner.memory is not None
     learner.memory.insert(*learner.data[0], task=0, step=0)
     batch = next(learner.batches("test"))
-    host = _Host(learner, View(learner, batch, 0), 0)
+    host = StepContext(learner, trainer.objective, View(learner, batch, 0))
     statistics = [b.clone() for b in net.buffers()]
     first, again = host.gradient(frozen_stats=True), host.gradient(frozen_stats=True)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True) if a is not None and b is not None)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracle import memory as oracle
 
-from unteach.continual.herding import herding
+from unteach.continual.memory.selection import herding
 from unteach.core import seeds
 from unteach.errors import ConfigError, DataError
 

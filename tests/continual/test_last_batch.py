@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Learner, Training
-from unteach.continual.method import make, methods
-from unteach.continual.plugin import make_plugin, plugins
-from unteach.continual.stream import Scenario
+from unteach.continual.methods import methods
+from unteach.continual.plugins import plugins
+from unteach.continual.streams import Scenario
 from unteach.errors import ConfigError
 
 EACH, BATCH = 17, 8
@@ -36,8 +36,8 @@ class Narrow(nn.Module):
 
 def ran(method: str, plugin: str | None = None, scenario: Scenario = "class", **settings: int) -> Outcome:
     on = tiny.stream(scenario, each=EACH)
-    given = None if plugin is None else make_plugin(plugin)
-    training = tiny.training(**{"batch_size": BATCH, "memory_batch": 2, **settings})
+    given = None if plugin is None else plugins.make(plugin)
+    training = tiny.training(**{"batch_size": BATCH, "memory_batch_size": 2, **settings})
     return tiny.run(method, given, on=on, network=Narrow(on.classes), training=training)
 
 
@@ -50,7 +50,7 @@ def sizes(outcome: Outcome) -> list[int]:
 def test_every_method_trains(method: str) -> None:
     """F12. The traceback was "Expected more than 1 value per channel when training"."""
     outcome = ran(method)
-    assert outcome.record["rows"][-1]["task"] == 1
+    assert outcome.rows[-1].task == 1
     assert all(bool(torch.isfinite(param).all()) for param in outcome.learner.params)
 
 
@@ -58,7 +58,7 @@ def test_every_method_trains(method: str) -> None:
 @pytest.mark.parametrize("plugin", [None, *plugins])
 def test_every_scenario_and_plugin_trains(scenario: Scenario, plugin: str | None) -> None:
     outcome = ran("er", plugin, scenario)
-    assert len(outcome.record["rows"]) and 9 in sizes(outcome)
+    assert len(outcome.rows) and 9 in sizes(outcome)
 
 
 def test_the_last_sample_is_in_the_batch_before() -> None:
@@ -68,24 +68,24 @@ def test_the_last_sample_is_in_the_batch_before() -> None:
     assert sizes(ran("fine-tune", batch_size=16)) == [17, 17]
     assert sizes(ran("fine-tune", batch_size=15)) == [15, 2, 15, 2]
     steps = [ran("fine-tune"), tiny.run("fine-tune", on=tiny.stream(each=EACH))]
-    assert [outcome.record["passes"] for outcome in steps] == [4, 6]
+    assert [outcome.passes for outcome in steps] == [4, 6]
 
 
 def test_gdumb_fits_its_memory_the_same_way() -> None:
-    fitted = tiny.run(tiny.method("gdumb", buffer=9), on=tiny.stream(each=EACH), network=Narrow())
+    fitted = tiny.run(tiny.method("gdumb", buffer_size=9), on=tiny.stream(each=EACH), network=Narrow())
     assert sizes(fitted)[-2:] == [9, 9] and 1 not in sizes(fitted)
 
 
 @pytest.mark.parametrize("method", ["er", "gem"])
 def test_a_memory_of_one_sample_is_seen_by_the_running_statistics(method: str) -> None:
-    outcome = tiny.run(tiny.method(method, buffer=1), on=tiny.stream(each=EACH), network=Narrow())
+    outcome = tiny.run(tiny.method(method, buffer_size=1), on=tiny.stream(each=EACH), network=Narrow())
     assert 1 in sizes(outcome)
     assert all(bool(torch.isfinite(param).all()) for param in outcome.learner.params)
 
 
 def test_a_single_sample_leaves_the_running_statistics_alone() -> None:
     on = tiny.stream()
-    learner = Learner(on, make("fine-tune"), Narrow(), tiny.training(), 0, torch.device("cpu"))
+    learner = Learner(on, Narrow(), tiny.training(), 0, torch.device("cpu"))
     before = [b.clone() for b in learner.model.buffers()]
     x = torch.randn(2, 1, 8, 8)
     one = learner.forward(x[:1])
@@ -94,7 +94,7 @@ def test_a_single_sample_leaves_the_running_statistics_alone() -> None:
     torch.testing.assert_close(one, learner.model.eval()(x)[:1])
 
 
-@pytest.mark.parametrize(("method", "settings"), [("fine-tune", {"batch_size": 1}), ("er", {"memory_batch": 1})])
+@pytest.mark.parametrize(("method", "settings"), [("fine-tune", {"batch_size": 1}), ("er", {"memory_batch_size": 1})])
 def test_a_batch_size_of_1_is_refused_before_anything_trains(method: str, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"single sample.*{next(iter(settings))} is 1: use 2 or more"):
         ran(method, **settings)
@@ -111,4 +111,4 @@ def test_a_resnet_on_small_pictures_online() -> None:
     training = Training(epochs=1, batch_size=10)
     on = tiny.stream("online", each=21)
     outcome = learn(on, "fine-tune", network="reduced-resnet18", options={"width": 8}, training=training)
-    assert outcome.record["passes"] == 4
+    assert outcome.passes == 4

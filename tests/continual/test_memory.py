@@ -8,7 +8,7 @@ from scipy import stats
 from tests.oracle import memory as oracle
 from torch import Tensor
 
-from unteach.continual.memory import Memory
+from unteach.continual.memory.buffer import Memory
 from unteach.core import loop, seeds, state
 from unteach.errors import CheckpointError, ConfigError, DataError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unteach.continual.memory import Memory
+from unteach.continual.memory.buffer import Memory
 from unteach.core import seeds
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unteach.continual.engine import learn
 from unteach.continual.learner import Learner, Training
-from unteach.continual.method import AnyMethod, Form, Method, make, methods
-from unteach.continual.objective import TaskLoss, Term
-from unteach.continual.stream import Stream
+from unteach.continual.methods import AnyMethod, Form, Method, make, methods
+from unteach.continual.streams import Stream
+from unteach.continual.terms import TaskLoss, Term
 from unteach.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "continual-methods.md"
@@ -65,7 +65,7 @@ class Bare(Method):
 
 
 def trained(method: AnyMethod, on: Stream | None = None) -> Tensor:
-    training = Training(epochs=2, batch_size=8, memory_batch=6, lr=0.1, momentum=0.5)
+    training = Training(epochs=2, batch_size=8, memory_batch_size=6, learning_rate=0.1, momentum=0.5)
     made = learn(on or lab.stream(), method, network="mlp", options={"hidden": (8,)}, training=training)
     return flat(made.learner.params, made.learner.params)
 
@@ -73,7 +73,7 @@ def trained(method: AnyMethod, on: Stream | None = None) -> Tensor:
 def small(name: str, **settings: Any) -> AnyMethod:
     """With a memory of 12 where there is one."""
     try:
-        return make(name, buffer=12, **settings)
+        return make(name, buffer_size=12, **settings)
     except ConfigError:
         return make(name, **settings)
 
@@ -126,7 +126,7 @@ def test_derpp_and_online_ewc_add_up(name: str) -> None:
             new = [old + f for old, f in zip(anchor[0][1], new, strict=True)]
         anchor[:] = [(lab.weights(learner), new)]
 
-    identity(make(name, alpha=0.4, beta=0.9, strength=20.0, buffer=10), loss, end)
+    identity(make(name, alpha=0.4, beta=0.9, strength=20.0, buffer_size=10), loss, end)
 
 
 def test_si_and_er_add_up_and_the_path_is_that_of_both_losses() -> None:
@@ -152,7 +152,7 @@ def test_si_and_er_add_up_and_the_path_is_that_of_both_losses() -> None:
             new = [a + b for a, b in zip(anchor[0][1], new, strict=True)]
         anchor[:] = [(lab.weights(learner), new)]
 
-    identity(make("er + si", alpha=0.5, strength=0.8, buffer=10), loss, end, after=after)
+    identity(make("er + si", alpha=0.5, strength=0.8, buffer_size=10), loss, end, after=after)
 
 
 def test_a_rule_acts_on_the_gradient_of_the_sum() -> None:
@@ -174,7 +174,7 @@ def test_a_rule_acts_on_the_gradient_of_the_sum() -> None:
     def end(learner: Learner) -> None:
         anchor[:] = lab.weights(learner)
 
-    watch(make("a-gem + l2-sp", strength=0.5, buffer=12), step, end, lr=0.3)
+    watch(make("a-gem + l2-sp", strength=0.5, buffer_size=12), step, end, learning_rate=0.3)
     assert max(weights) > 0
 
 

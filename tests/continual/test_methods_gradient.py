@@ -11,10 +11,11 @@ from tests.oracle.curvature import LowRank
 from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
-from unteach.continual.method import make
+from unteach.continual.methods import make
 from unteach.continual.methods.gem import gem_multipliers
 from unteach.continual.methods.subspaces import extended
-from unteach.continual.objective import Output, labels, memory
+from unteach.continual.sources import FromMemory, Labels
+from unteach.continual.terms import Output
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp
 from unteach.core.curvature import Kronecker
@@ -57,13 +58,13 @@ def test_agem_is_er_with_a_weight_that_depends_on_the_state(scenario: str) -> No
             weights.append(oracle.agem_weight(g, g_m))
             loss = cross_entropy(*look.batch) + weights[-1] * cross_entropy(drawn[0], drawn[1])
             if scenario == "class":  # the same with the package's own ER term
-                term = Output(LogSumExp(), memory("reference"), labels, weights[-1])
-                look.host._view.moved()
-                own = cross_entropy(*look.batch) + weights[-1] * term.value(look.host._view)
+                term = Output(LogSumExp(), FromMemory("reference"), Labels(), weights[-1])
+                look.host.view.moved()
+                own = cross_entropy(*look.batch) + weights[-1] * term.value(look.host.view)
                 assert distance(gradient(look), flat(slope(own, params), params)) < 1e-6
         assert distance(gradient(look), flat(slope(loss, params), params)) < 1e-6
 
-    watch(make("a-gem", buffer=12), step, on=lab.stream(scenario), epochs=3, lr=0.3)
+    watch(make("a-gem", buffer_size=12), step, on=lab.stream(scenario), epochs=3, learning_rate=0.3)
     assert any(w > 0 for w in weights)
     assert scenario == "class" or any(w == 0 for w in weights)  # there the two always fight: old classes are unlikely
 
@@ -90,7 +91,7 @@ def test_gem_solves_its_quadratic_programme(margin: float) -> None:
                     assert bool((memories @ gradient(look) >= -1e-6).all())
         assert distance(gradient(look), wanted) < 1e-6
 
-    watch(make("gem", margin=margin, samples=5, buffer=18), step, epochs=4, lr=0.4)
+    watch(make("gem", margin=margin, samples=5, buffer_size=18), step, epochs=4, learning_rate=0.4)
     assert 2 in active and 1 in active
 
 
@@ -116,7 +117,7 @@ def test_episodic_memories_hold_a_share_of_every_task_that_has_ended(name: str) 
             4 * (t <= learner.task) for t in range(3)
         ]
 
-    watch(make(name, buffer=12), None, end)
+    watch(make(name, buffer_size=12), None, end)
 
 
 # ---- OGD ----
@@ -140,14 +141,20 @@ def test_ogd_projects_off_the_gradients_of_the_true_logits(scenario: str) -> Non
 
     def end(learner: Learner) -> None:
         kept_gradients(found, learner)
-        basis = learner.rule.basis
+        basis = learner.objective.rule.basis
         assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9)
         rank = int(torch.linalg.matrix_rank(torch.cat(found, 1), rtol=1e-7))
         dimensions.append(basis.shape[1])
         assert basis.shape[1] == rank
 
     # 14 gradients a task in 54 dimensions; the domain stream's are dependent, since its classes come again.
-    watch(make("ogd", vectors=14), step, end, on=lab.stream(scenario, same=scenario == "domain", narrow=True), lr=0.05)
+    watch(
+        make("ogd", vectors=14),
+        step,
+        end,
+        on=lab.stream(scenario, same=scenario == "domain", narrow=True),
+        learning_rate=0.05,
+    )
     assert dimensions[0] == 14 and (dimensions[-1] < 42 if scenario == "domain" else dimensions[-1] == 42)
 
 
@@ -165,7 +172,7 @@ def test_ogd_keeps_the_whole_span_of_gradients_that_repeat_themselves() -> None:
             g = plain(look)
             assert float((gradient(look) - oracle.off_span(g, torch.cat(found, 1))).abs().max()) < 1e-6
 
-    watch(make("ogd", vectors=28), step, lambda learner: kept_gradients(found, learner), on=on, lr=0.05)
+    watch(make("ogd", vectors=28), step, lambda learner: kept_gradients(found, learner), on=on, learning_rate=0.05)
     assert len(found) == 3
 
 
@@ -173,7 +180,7 @@ def test_ogd_is_the_limit_of_a_quadratic_penalty() -> None:
     errors: list[list[float]] = []
 
     def step(look: Look) -> None:
-        basis, g = look.learner.rule.basis, plain(look)
+        basis, g = look.learner.objective.rule.basis, plain(look)
         if basis is None:
             return
         curvature = LowRank(basis)
@@ -229,10 +236,10 @@ def test_gpm_projects_each_layer_off_the_inputs_it_has_seen(threshold: float, na
 
     def end(learner: Learner) -> None:
         layers.end(learner)
-        for name, basis in learner.rule.bases.items():
+        for name, basis in learner.objective.rule.bases.items():
             assert basis.shape == layers.bases[name].shape
             assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9)
-        widths.append(learner.rule.bases["layers.0.weight"].shape[1])
+        widths.append(learner.objective.rule.bases["layers.0.weight"].shape[1])
 
     watch(make("gpm", threshold=threshold), step, end, on=lab.stream(narrow=narrow))
     if threshold == 1:
@@ -245,11 +252,11 @@ def test_gpm_is_the_limit_of_a_quadratic_penalty_a_layer() -> None:
 
     def step(look: Look) -> None:
         learner = look.learner
-        if not learner.rule.bases:
+        if not learner.objective.rule.bases:
             return
         factors, diagonal = [], []
         for name, p in zip(learner.names, learner.params, strict=True):
-            basis = learner.rule.bases.get(name)
+            basis = learner.objective.rule.bases.get(name)
             # ½‖ΔW M‖² has the curvature I ⊗ MMᵀ; biases are held by the identity.
             held = None if basis is None else (basis @ basis.T, torch.eye(len(p), dtype=torch.float64))
             factors.append(held)
@@ -284,7 +291,7 @@ def test_gpm_of_a_convolution_protects_the_patches_it_has_seen() -> None:
 
     def end(learner: Learner) -> None:
         kept.append(learner.model.conv.weight.detach().clone())
-        kept.append(learner.rule.bases["conv.weight"])
+        kept.append(learner.objective.rule.bases["conv.weight"])
 
     learner = watch(make("gpm", threshold=0.95), None, end, on=tiny.stream(), network=Small(), augment="none")
     x = nn.functional.pad(learner.views(learner.data[0][0], None), (1, 1, 1, 1))

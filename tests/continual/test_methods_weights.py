@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from unteach.continual.learner import Learner
-from unteach.continual.method import make
+from unteach.continual.methods import make
 from unteach.continual.methods.vcl import NaturalGradient
 from unteach.core import seeds
 from unteach.core.curvature import Diagonal, Kronecker
@@ -73,7 +73,7 @@ def test_one_ewc_anchor_has_the_weight_lambda_half() -> None:
         if look.learner.task == 1 and not value:
             parts = zip(look.learner.params, *first[:2], strict=True)
             value["wanted"] = sum(float((3.0 / 2 * f * (p - a) ** 2).sum().detach()) for p, a, f in parts)
-            view = look.host._view
+            view = look.host.view
             view.moved()
             term = look.learner.objective.terms[1]
             value["got"] = term.weight * float(term.value(view).detach())
@@ -128,7 +128,7 @@ def test_path_integrals_follow_the_task_loss_along_every_update(name: str) -> No
 
     settings = {"xi": 0.03} if name == "si" else {"decay": 0.8, "epsilon": 0.02}
     # Momentum, so that a step is not a multiple of its gradient, and a penalty that pulls some weights uphill.
-    both = {"momentum": 0.9, "lr": 0.3, "epochs": 2}
+    both = {"momentum": 0.9, "learning_rate": 0.3, "epochs": 2}
     identity(make(name, strength=5.0, **settings), loss, end, after=after, **both)
     assert name == "rwalk" or any(uphill)
 
@@ -258,7 +258,7 @@ def test_vcl_is_the_expected_loss_and_the_kl_from_the_last_posterior() -> None:
         return drawn(look)(list(look.net.mean), [s.exp() for s in look.net.log_std])
 
     learner = identity(
-        make("vcl", beta=0.8, prior_std=0.7, initial_std=0.2), loss, prior.end, plain=plain, epochs=2, lr=0.3
+        make("vcl", beta=0.8, prior_std=0.7, initial_std=0.2), loss, prior.end, plain=plain, epochs=2, learning_rate=0.3
     )
     settled = zip(learner.network.parameters(), learner.model.mean, strict=True)
     assert all(torch.equal(p, m) for p, m in settled)
@@ -275,7 +275,7 @@ def test_vcl_of_equal_covariances_is_a_quadratic() -> None:
         with torch.no_grad():
             for s, old in zip(model.log_std, term.log_std, strict=True):
                 s.copy_(old)
-        got = float(term.value(look.host._view).detach()) * lab.EACH
+        got = float(term.value(look.host.view).detach()) * lab.EACH
         with torch.no_grad():
             for s, own in zip(model.log_std, kept, strict=True):
                 s.copy_(own)
@@ -284,7 +284,7 @@ def test_vcl_of_equal_covariances_is_a_quadratic() -> None:
         assert wanted > 1e-4 and math.isclose(got, wanted, rel_tol=1e-6)
         checked.append(got)
 
-    watch(make("vcl", initial_std=0.2), None, None, after, lr=0.3)
+    watch(make("vcl", initial_std=0.2), None, None, after, learning_rate=0.3)
     assert checked
 
 
@@ -321,12 +321,12 @@ def test_the_natural_gradient_keeps_precisions_within_a_factor_of_two() -> None:
 
 def test_a_variational_method_takes_a_coreset_and_nothing_that_needs_boundaries() -> None:
     def loss(look: Look) -> Tensor:
-        return look.learner.objective.terms[0].value(look.host._view)
+        return look.learner.objective.terms[0].value(look.host.view)
 
     used: list[bool] = []
 
     def step(look: Look) -> None:
-        params, view = look.learner.params, look.host._view
+        params, view = look.learner.params, look.host.view
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer(0, "network", look.host.index))
             view.moved()
@@ -338,7 +338,7 @@ def test_a_variational_method_takes_a_coreset_and_nothing_that_needs_boundaries(
         assert distance(flat(look.gradients, params), flat(slope(total, params), params)) < 1e-6
         used.append(coreset is not None)
 
-    watch(make("vcl + er", alpha=0.5, buffer=10), step)
+    watch(make("vcl + er", alpha=0.5, buffer_size=10), step)
     assert used == [False, True, True, True, True, True]
     with pytest.raises(ConfigError, match="cannot be combined"):
         make("vcl + online-ewc")

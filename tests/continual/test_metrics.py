@@ -170,11 +170,11 @@ def test_summary_names_kinds_and_keeps_to_what_it_is_given() -> None:
     assert bare["class_il/average_incremental_accuracy_pooled"] is None and "final_nll" not in bare
 
 
-def test_matrix_of_engine_records() -> None:
-    rows = [{"task": 0, "class_il": [0.9, 0.3, 0.2]}, {"task": 2, "class_il": torch.tensor([0.5, 0.75, 0.25])}]
-    assert matrix_of(rows, "class_il", 3) == [[0.9, 0.3, 0.2], [None] * 3, [0.5, 0.75, 0.25]]
+def test_matrix_of_rows() -> None:
+    rows = {0: [0.9, 0.3, 0.2], 2: torch.tensor([0.5, 0.75, 0.25])}
+    assert matrix_of(rows, 3) == [[0.9, 0.3, 0.2], [None] * 3, [0.5, 0.75, 0.25]]
     with pytest.raises(DataError, match="accuracies after task 1"):
-        matrix_of(rows, "class_il", 4)
+        matrix_of(rows, 4)
 
 
 @pytest.mark.parametrize("matrix", [[], [[0.5, 0.5]], [[0.5, 0.5], [0.5]], [[50.0]], [[-0.1]]])

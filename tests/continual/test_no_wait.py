@@ -1,13 +1,11 @@
 """No step of training waits for the device."""
 
 import pytest
-import torch
 from tests.continual import tiny
 
 from unteach.continual import engine, networks
 from unteach.continual.evaluation import Evaluation
-from unteach.continual.learner import Learner
-from unteach.continual.plugin import make_plugin
+from unteach.continual.plugins import plugins
 
 NO_WAIT = ["fine-tune", "er", "der++", "er-ace", "cpr", "si", "l2-sp", "a-gem"]
 """(A quadratic with importances looks them over once, in the first step of a task.)"""
@@ -19,12 +17,13 @@ def steps_on_meta(name: str, plugin: str, patch: pytest.MonkeyPatch, count: int)
     """Steps on torch's meta device, where there are no values, so whatever reads one back fails."""
     stream, method = tiny.stream(each=80), tiny.method(name)
     net = networks.build("small-conv", stream.shape, stream.classes, 0, width=4)
-    learner = Learner(stream, method, net, tiny.training(), 0, torch.device("meta"))
-    made = make_plugin(plugin)
+    run = engine.Trainer(
+        stream, method, network=net, plugin=plugins.make(plugin), training=tiny.training(), device="meta"
+    )
+    learner = run.learner
     nothing = Evaluation(class_il=[], class_il_all_heads=[], task_il=[], ece=0, nll=0)
-    run = engine._Run(learner, made, made.start(learner), list(engine._stages(learner)), engine._Progress())
     if name == "l2-sp":  # as after a first task
-        learner.objective.terms[1].set(learner.params, [])  # type: ignore[attr-defined]
+        run.objective.terms[1].set(learner.params, [])  # type: ignore[attr-defined]
     if name in ("a-gem", "gem"):
         assert learner.memory is not None
         x, y = learner.data[0]
@@ -34,7 +33,7 @@ def steps_on_meta(name: str, plugin: str, patch: pytest.MonkeyPatch, count: int)
     if name in ("lwf", "icarl"):
         learner.old = learner.snapshot()
     with patch.context() as patched:
-        patched.setattr(engine, "evaluate", lambda learner: nothing)
+        patched.setattr(engine, "evaluate", lambda learner, scores: nothing)
         for index in range(count):
             stage = run.stages[name == "gem"]
             run.step(engine.Step(stage.first + index, stage.last + 1, 0))

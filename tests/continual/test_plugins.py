@@ -6,9 +6,10 @@ from tests.continual.hosts import Run, end_task, network, train
 from tests.oracle import refresh as oracle
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin, plugin_presets, plugins
-from unteach.continual.plugins import ASAM, SAM, GradientNorm, Plain, ReducedRate, Reweight, WeightNoise, controls
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import plugins
+from unteach.continual.plugins.controls import Plain, ReducedRate, Reweight, controls
+from unteach.continual.plugins.refresh import Refresh
+from unteach.continual.plugins.sharpness import ASAM, SAM, GradientNorm, WeightNoise
 from unteach.errors import ConfigError
 
 OFF = [SAM(rho=0.0), ASAM(rho=0.0), GradientNorm(alpha=0.0), WeightNoise(sigma=0.0), Refresh(gamma=0.0)]
@@ -28,7 +29,7 @@ class Partly(Run):
 
 def test_the_plain_step_is_the_hosts() -> None:
     run, by_hand = Run(network(norm=True)), Run(network(norm=True))
-    train(make_plugin("none"), run, 5)
+    train(plugins.make("none"), run, 5)
     for by_hand.index in range(5):
         by_hand.update(by_hand.gradient())
     assert torch.equal(run.weights(), by_hand.weights())
@@ -153,12 +154,12 @@ def test_the_arms_of_a_comparison() -> None:
         controls(Refresh(), 0.0)
 
 
-@pytest.mark.parametrize("name", [*plugins, *plugin_presets])
+@pytest.mark.parametrize("name", [*plugins, *plugins.presets])
 def test_every_plugin(name: str) -> None:
     """Round trip, determinism, finite records of one shape, a state that fits itself."""
-    plugin = make_plugin(name)
+    plugin = plugins.make(name)
     record = plugin.to_dict()
-    assert make_plugin(record.pop("plug-in"), **record) == plugin
+    assert plugins.make(record.pop("plug-in"), **record) == plugin
     assert 0 < plugin.data_weight(0.1) <= 1 and 0 < plugin.lr_factor() <= 1
     ends = []
     for _ in range(2):
@@ -174,10 +175,10 @@ def test_every_plugin(name: str) -> None:
 
 def test_wrong_settings_and_names() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sam'"):
-        make_plugin("samm")
+        plugins.make("samm")
     with pytest.raises(ConfigError, match="rho must be at least 0"):
-        make_plugin("sam", rho=-1)
+        plugins.make("sam", rho=-1)
     with pytest.raises(ConfigError, match="alpha must be at most 1"):
-        make_plugin("gradient-norm", alpha=2)
+        plugins.make("gradient-norm", alpha=2)
     with pytest.raises(ConfigError, match="ratio must be at most 1"):
-        make_plugin("reweight", ratio=1.5)
+        plugins.make("reweight", ratio=1.5)

@@ -6,9 +6,10 @@ from tests.continual.hosts import Caught, Run, curvature, data, end_task, networ
 from tests.oracle import refresh as oracle
 from torch import Tensor
 
-from unteach.continual.plugin import make_plugin
-from unteach.continual.plugins import SAM, Plain
-from unteach.continual.refresh import Refresh
+from unteach.continual.plugins import plugins
+from unteach.continual.plugins.controls import Plain
+from unteach.continual.plugins.refresh import Refresh
+from unteach.continual.plugins.sharpness import SAM
 from unteach.core import ascent
 from unteach.core.seeds import generator
 from unteach.errors import ConfigError, ModelError
@@ -29,7 +30,7 @@ class Still(Caught):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gamma_zero_is_the_host_bit_for_bit(preset: str) -> None:
     ends = []
-    for plugin in (make_plugin(preset, gamma=0.0), Plain()):
+    for plugin in (plugins.make(preset, gamma=0.0), Plain()):
         run = Run(network(torch.float32, norm=True))
         running, _ = train(plugin, run, 4)
         end_task(running, run)
@@ -43,7 +44,7 @@ def test_gamma_zero_is_the_host_bit_for_bit(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_with_gamma_it_is_not_the_host(preset: str) -> None:
     ends = []
-    for plugin in (make_plugin(preset), Plain()):
+    for plugin in (plugins.make(preset), Plain()):
         run = Run()
         train(plugin, run, 4)
         ends.append(run.weights())
@@ -263,7 +264,7 @@ def test_restored_and_normalised_it_is_sam() -> None:
 @pytest.mark.parametrize("strength", [{}, {"gamma": 1e-2, "damping": 1e3, "noise": 0.1, "tau": 0.5}])
 def test_the_released_code(strength: dict[str, float]) -> None:
     """Twenty steps over two tasks against the literal twin, as released and with everything made to matter."""
-    settings = make_plugin("refresh-official-code", **strength)
+    settings = plugins.make("refresh-official-code", **strength)
     assert isinstance(settings, Refresh)
     run, twin = Run(network(norm=True)), Run(network(norm=True))
     running = settings.start(run)
@@ -315,23 +316,23 @@ def test_the_released_code(strength: dict[str, float]) -> None:
 )
 def test_contradictions(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_plugin("refresh", **settings)
+        plugins.make("refresh", **settings)
 
 
 def test_several_contradictions_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_plugin("refresh", damping=0.0, temperature=1.0, noise=0.1, normalise="global")
+        plugins.make("refresh", damping=0.0, temperature=1.0, noise=0.1, normalise="global")
     assert str(caught.value).count("\n") == 3
 
 
 def test_the_presets_numbers() -> None:
     """refresh §4.2 and §4.6; each has one source, so they are written here once more."""
-    assert make_plugin("refresh") == Refresh(gamma=0.01, damping=1.0, loss="current", steps=1, temperature=0.0)
+    assert plugins.make("refresh") == Refresh(gamma=0.01, damping=1.0, loss="current", steps=1, temperature=0.0)
     paper = Refresh(gamma=0.03, damping=1e-3, loss="host", steps=1, temperature=1.0, preconditioner="exact")
-    assert make_plugin("refresh-paper") == paper
+    assert plugins.make("refresh-paper") == paper
     quiet = Refresh(gamma=0.03, damping=1.0, loss="host", preconditioner="exact")
-    assert make_plugin("refresh-paper-quiet") == quiet
-    assert make_plugin("refresh-official-code") == Refresh(
+    assert plugins.make("refresh-paper-quiet") == quiet
+    assert plugins.make("refresh-official-code") == Refresh(
         gamma=1e-5,
         normalise="per-tensor",
         preconditioner="official",
@@ -347,6 +348,6 @@ def test_the_presets_numbers() -> None:
 
 def test_settings_round_trip() -> None:
     for preset in PRESETS:
-        plugin = make_plugin(preset)
+        plugin = plugins.make(preset)
         record = plugin.to_dict()
-        assert make_plugin(record.pop("plug-in"), **record) == plugin
+        assert plugins.make(record.pop("plug-in"), **record) == plugin

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from unteach.continual import streams
 from unteach.continual.engine import learn
-from unteach.continual.method import make
-from unteach.continual.plugin import make_plugin
-from unteach.continual.stream import Stream, Task
+from unteach.continual.methods import make
+from unteach.continual.plugins import plugins
+from unteach.continual.streams import Stream, Task
 from unteach.errors import ConfigError, DataError, ModelError, UnteachError
 
 
@@ -49,9 +49,9 @@ def test_wrong_data_is_refused(case: str) -> None:
 @pytest.mark.parametrize("policy", ["balanced", "ring"])
 def test_a_buffer_smaller_than_the_classes_is_refused(policy: str) -> None:
     with pytest.raises(ConfigError, match=r"smaller than the classes.*4 classes.*at least 4"):
-        tiny.run(make("er", buffer=3, policy=policy))
-    assert len(tiny.run(make("er", buffer=3)).record["rows"]) == 2  # a reservoir has no such share
-    assert len(tiny.run(make("er", buffer=4, policy=policy)).record["rows"]) == 2
+        tiny.run(make("er", buffer_size=3, policy=policy))
+    assert len(tiny.run(make("er", buffer_size=3)).rows) == 2  # a reservoir has no such share
+    assert len(tiny.run(make("er", buffer_size=4, policy=policy)).rows) == 2
 
 
 def test_a_damaged_data_file_is_refused(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_damaged_data_file_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x_train": x, "y_train": y, "x_test": x.clone(), "y_test": y.clone()}, path)
-    assert len(tiny.run("er", on=streams.load("arrays", path=path, tasks=2)).record["rows"]) == 2
+    assert len(tiny.run("er", on=streams.load("arrays", path=path, tasks=2)).rows) == 2
     whole = path.read_bytes()
     for damaged in (whole[:-9], whole[:40], b"", b"\x80\x04K\x01."):
         path.write_bytes(damaged)
@@ -85,8 +85,8 @@ def test_names_and_settings_that_do_not_exist() -> None:
         learn(tiny.stream(), "derr++")
     with pytest.raises(ConfigError, match="did you mean"):
         learn(tiny.stream(), "er", plugin="refrehs")
-    with pytest.raises(ConfigError, match=r"(?s)epochs must be at least 1.*lr must be above 0"):
-        tiny.training(epochs=0, lr=0.0)
+    with pytest.raises(ConfigError, match=r"(?s)epochs must be at least 1.*learning_rate must be above 0"):
+        tiny.training(epochs=0, learning_rate=0.0)
     with pytest.raises(UnteachError, match="cannot be combined"):
         make("a-gem + gem")
 
@@ -95,12 +95,12 @@ def test_names_and_settings_that_do_not_exist() -> None:
 def test_refresh_with_a_fisher_on_variational_weights_is_refused_before_training(method: str) -> None:
     """house.md, defect 5: a combination trained a whole task first."""
     with pytest.raises(ConfigError, match="no Fisher information"):
-        tiny.run(make(method), make_plugin("refresh", gamma=0.01))
-    assert tiny.run(make(method), make_plugin("refresh", gamma=0.01, preconditioner="none")).record["rows"]
+        tiny.run(make(method), plugins.make("refresh", gamma=0.01))
+    assert tiny.run(make(method), plugins.make("refresh", gamma=0.01, preconditioner="none")).rows
 
 
 @pytest.mark.parametrize("method", ["fine-tune", "ewc", "a-gem", "gdumb"])
 def test_refresh_of_a_memory_that_no_term_reads_is_refused(method: str) -> None:
     """A sister of house.md's defect 1: it would be the host's run without a word."""
     with pytest.raises(ConfigError, match=r"no term of .* reads a memory"):
-        tiny.run(make(method), make_plugin("refresh", gamma=0.01, loss="memory"))
+        tiny.run(make(method), plugins.make("refresh", gamma=0.01, loss="memory"))

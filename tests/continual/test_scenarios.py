@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tests.continual import tiny
 
 from unteach.continual import augment, networks
-from unteach.continual.objective import View
+from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.errors import ConfigError
 
@@ -44,23 +44,23 @@ def test_samples_from_memory_see_the_classes_of_their_own_task() -> None:
 
 def test_joint_training_of_a_task_stream() -> None:
     outcome = tiny.run("joint", on=tiny.stream("task"))
-    (row,) = outcome.record["rows"]
-    assert row["nll"] < 10 and outcome.record["passes"] == 6
+    (row,) = outcome.rows
+    assert row.nll < 10 and outcome.passes == 6
 
 
 def test_a_domain_stream_shares_its_labels() -> None:
     stream = tiny.stream("domain")
     outcome = tiny.run("er", on=stream)
     assert stream.classes == 2 and outcome.learner.seen.tolist() == [True, True]
-    row = outcome.record["rows"][0]
-    assert row["class_il"] == row["task_il"] == row["class_il_all_heads"]
+    row = outcome.rows[0]
+    assert row.class_il == row.task_il == row.class_il_all_heads
 
 
 def test_online_and_general_streams_are_seen_once() -> None:
     for scenario in ("online", "general"):
         with pytest.raises(ConfigError, match="seen once, found epochs = 2"):
             tiny.run("er", on=tiny.stream(scenario), training=tiny.training(epochs=2))
-        assert tiny.run("fine-tune", on=tiny.stream(scenario)).record["passes"] == 2 * 3
+        assert tiny.run("fine-tune", on=tiny.stream(scenario)).passes == 2 * 3
     tiny.assert_weights(
         tiny.run("fine-tune", on=tiny.stream("online")).model, tiny.plain(tiny.stream(), tiny.training())
     )
@@ -86,7 +86,7 @@ def test_a_general_stream_is_seen_in_its_order_as_one(momentum: float) -> None:
 
 def test_a_general_stream_tells_no_boundaries() -> None:
     stream = tiny.stream("general")
-    assert len(tiny.run("der++", "refresh", on=stream).record["rows"]) == 2
+    assert len(tiny.run("der++", "refresh", on=stream).rows) == 2
     with pytest.raises(ConfigError) as error:
         tiny.run("ewc", on=stream, training=tiny.training(epochs=2))
     assert "'ewc' must be told where tasks end" in str(error.value) and "seen once" in str(error.value)

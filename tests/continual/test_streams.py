@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from unteach.continual.stream import Stream, Task, blurred, channel_scale, split_classes, with_scenario
-from unteach.continual.streams import KINDS, SISTERS, load, streams
+from unteach.continual.streams import Stream, Task, blurred, channel_scale, load, split_classes, streams, with_scenario
+from unteach.continual.streams.builtin import KINDS, SISTERS
 from unteach.data import digits, emoji
 from unteach.errors import ConfigError, DataError
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from unteach.continual import augment, engine, networks
 from unteach.continual.engine import Outcome, learn
 from unteach.continual.learner import Training
-from unteach.continual.method import AnyMethod, make
-from unteach.continual.stream import Scenario, Stream, Task, with_scenario
+from unteach.continual.methods import AnyMethod, make
+from unteach.continual.streams import Scenario, Stream, Task, with_scenario
 from unteach.core import seeds
 
 EACH = 24
@@ -37,13 +37,13 @@ def stream(scenario: Scenario = "class", *, tasks: int = 2, seed: int = 0, each:
 
 
 def training(**settings: Any) -> Training:
-    return Training(**{"epochs": 1, "batch_size": 8, "memory_batch": 8, "lr": 0.05, **settings})
+    return Training(**{"epochs": 1, "batch_size": 8, "memory_batch_size": 8, "learning_rate": 0.05, **settings})
 
 
 def method(name: str, **settings: Any) -> AnyMethod:
     """The method with a memory and a training from it that fit the stream."""
     parts = [make(part).to_dict() for part in name.split(" + ")]
-    small = {"buffer": 8, "fit_epochs": 2}
+    small = {"buffer_size": 8, "fit_epochs": 2}
     fitting = {key: value for key, value in small.items() if any(key in part for part in parts)}
     return make(name, **{**fitting, **settings})
 
@@ -58,7 +58,7 @@ def run(name: str | AnyMethod, plugin: Any = None, *, on: Stream | None = None, 
 
 def rows(outcome: Outcome) -> list[dict[str, Any]]:
     """What was measured, without the seconds."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in outcome.record["rows"]]
+    return [{key: value for key, value in vars(row).items() if key != "seconds"} for row in outcome.rows]
 
 
 def kept(value: Any, path: str = "") -> dict[str, Any]:
@@ -75,13 +75,13 @@ def assert_same(a: Outcome, b: Outcome) -> None:
     states = []
     for outcome in (a, b):
         weights = {name: value.detach() for name, value in outcome.learner.model.state_dict().items()}
-        states.append(kept({"weights": weights, **outcome.learner.state_dict()}))
+        states.append(kept({"weights": weights, **outcome.learner.state_dict(), **outcome.objective.state_dict()}))
     first, second = states
     assert first.keys() == second.keys()
     for key, value in first.items():
         same = torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key]
         assert same, key
-    assert rows(a) == rows(b) and a.record["passes"] == b.record["passes"]
+    assert rows(a) == rows(b) and a.passes == b.passes
 
 
 def differs(a: Outcome, b: Outcome) -> bool:
@@ -96,7 +96,7 @@ class Enough(Exception):
 @contextmanager
 def broken_off(before: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs within stop with :class:`Enough` before the step ``before`` (from 0) is done."""
-    real = engine._Run.step
+    real = engine.Trainer.step
 
     def step(self: Any, now: Any) -> Any:
         if now.index == before:
@@ -104,7 +104,7 @@ def broken_off(before: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
         return real(self, now)
 
     with patch.context() as patched, pytest.raises(Enough):
-        patched.setattr(engine._Run, "step", step)
+        patched.setattr(engine.Trainer, "step", step)
         yield
 
 
@@ -125,11 +125,11 @@ def plain(stream: Stream, settings: Training, seed: int = 0, *, masked: bool = F
     step = 0
     for t, task in enumerate(stream.tasks):
         optimizer = torch.optim.SGD(
-            model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+            model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
         for epoch in range(settings.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * settings.lr_decay ** sum(epoch >= m for m in settings.milestones)
+                group["lr"] = settings.learning_rate * settings.lr_decay ** sum(epoch >= m for m in settings.milestones)
             order = seeds.permutation(len(task.y), seed, "order", t, epoch)
             for start in range(0, len(order), settings.batch_size):
                 rows = order[start : start + settings.batch_size]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import state as files
+from unteach.core.events import Steps
 from unteach.core.loop import Loop, Step
 from unteach.errors import CheckpointError, ConfigError
 
@@ -92,7 +93,7 @@ def alone(out: Path, point: str) -> None:
 
 def two(folder: Path) -> None:
     first = Net()
-    first.loop(folder / "two", steps=40, save_every=30, on_step=stop).run(first.step)
+    first.loop(folder / "two", steps=40, save_every=30, events=Steps(stop)).run(first.step)
 
 
 class Enough(Exception):

@@ -32,7 +32,7 @@ from torch import nn
 from unteach.continual import networks
 from unteach.continual.engine import learn
 from unteach.continual.learner import Training
-from unteach.continual.stream import Stream, split_classes
+from unteach.continual.streams import Stream, split_classes
 from unteach.core import fisher
 
 g = torch.Generator().manual_seed(0)

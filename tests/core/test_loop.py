@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import state as files
+from unteach.core.events import SILENT, Bars, Steps
 from unteach.core.loop import History, Loop, Step
 from unteach.errors import CheckpointError, ConfigError, NumericsError
 
@@ -149,7 +150,7 @@ def test_save_every(tmp_path: Path, save_every: int, expected: list[int]) -> Non
             found.append(step)
             assert step == done
 
-    training = Training(tmp_path, steps=5, save_every=save_every, on_step=look)
+    training = Training(tmp_path, steps=5, save_every=save_every, events=Steps(look))
     training.run()
     assert found == expected
 
@@ -176,7 +177,7 @@ def test_values_may_be_numbers_or_tensors_and_need_no_loss() -> None:
 def test_the_library_is_silent_and_the_bar_is_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     Training(None, steps=3).run()
     assert capfd.readouterr() == ("", "")
-    Training(None, steps=3, progress=True, label="toy erasure").run()
+    Training(None, steps=3, events=Bars(), label="toy erasure").run()
     out, err = capfd.readouterr()
     assert out == "" and "toy erasure: 100%" in err and "3/3" in err and "loss=" in err
 
@@ -214,7 +215,7 @@ def test_stopped_and_run_again_is_unbroken(
 ) -> None:
     for stop in stops:
         with pytest.raises(error):
-            Training(tmp_path, save_every=save_every, on_step=stop_at(stop, error)).run()
+            Training(tmp_path, save_every=save_every, events=Steps(stop_at(stop, error))).run()
     training = Training(tmp_path, save_every=save_every)
     history = training.run()
     last = stops[-1] // save_every * save_every
@@ -229,7 +230,7 @@ def test_resuming_is_exact_in_other_dtypes(tmp_path: Path, dtype: torch.dtype) -
     whole = Training(None, dtype=dtype)
     whole.run()
     with pytest.raises(Stop):
-        Training(tmp_path, dtype=dtype, on_step=stop_at(7)).run()
+        Training(tmp_path, dtype=dtype, events=Steps(stop_at(7))).run()
     training = Training(tmp_path, dtype=dtype)
     assert training.run().resumed_from == 6 and training.everything() == whole.everything()
 
@@ -277,7 +278,7 @@ def test_an_interrupt_in_the_middle_of_a_step_keeps_the_last_whole_state(
 
 def test_an_interrupt_without_a_folder_does_not_promise_a_resume(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
-        Training(None, on_step=stop_at(4, KeyboardInterrupt)).run()
+        Training(None, events=Steps(stop_at(4, KeyboardInterrupt))).run()
     assert "stopped in step 4 of 12; nothing was kept" in caplog.text
 
 
@@ -290,7 +291,7 @@ def test_a_line_that_was_cut_off_and_records_past_the_checkpoint_are_dropped(
     tmp_path: Path, tail: bytes, unbroken: tuple[str, list[dict[str, float]], bytes]
 ) -> None:
     with pytest.raises(Stop):
-        Training(tmp_path, on_step=stop_at(7)).run()
+        Training(tmp_path, events=Steps(stop_at(7))).run()
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write(tail)
     (tmp_path / ".state.safetensors.abc.part").write_bytes(b"half")
@@ -303,7 +304,7 @@ def test_a_log_without_a_checkpoint_is_begun_anew(
     tmp_path: Path, unbroken: tuple[str, list[dict[str, float]], bytes]
 ) -> None:
     with pytest.raises(Stop):
-        Training(tmp_path, save_every=50, on_step=stop_at(5)).run()
+        Training(tmp_path, save_every=50, events=Steps(stop_at(5))).run()
     assert [record["step"] for record in lines(tmp_path)] == [2, 4]
     Training(tmp_path, save_every=50).run()
     assert lines(tmp_path) == unbroken[1]
@@ -320,19 +321,19 @@ def test_a_log_without_a_checkpoint_is_begun_anew(
         ({"config": {"rate": 0.1}}, "rate was 0.05, is now 0.1"),
         ({"config": {"rate": 0.05, "method": {"name": "doco"}}}, "method was None, is now {'name': 'doco'}"),
         ({"config": {}}, "rate was 0.05, is now None"),
-        ({"seed": 2, "config": {"rate": 0.1}}, "rate was 0.05, is now 0.1, seed was 1, is now 2"),
+        ({"seed": 2, "config": {"rate": 0.1}}, "rate was 0.05, is now 0.1; seed was 1, is now 2"),
     ],
 )
 def test_another_configuration_is_refused_and_the_difference_named(
     tmp_path: Path, settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(Stop):
-        Training(tmp_path, on_step=stop_at(7)).run()
+        Training(tmp_path, events=Steps(stop_at(7))).run()
     (tmp_path / ".state.safetensors.abc.part").write_bytes(b"of a run that may be going on")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     training = Training(tmp_path, **settings)
     start = training.everything()
-    with pytest.raises(CheckpointError, match="belongs to another configuration") as raised:
+    with pytest.raises(CheckpointError, match="holds another run") as raised:
         training.run()
     assert f"found: {said}; to do: " in str(raised.value)
     assert training.everything() == start and training.called == []
@@ -351,13 +352,13 @@ def test_a_nested_difference_is_named_by_its_path(tmp_path: Path) -> None:
 
 def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        Training(tmp_path, on_step=stop_at(7)).run()
+        Training(tmp_path, events=Steps(stop_at(7))).run()
     assert Training(tmp_path, save_every=2, log_every=3, label="other").run().resumed_from == 6
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        Training(tmp_path, on_step=stop_at(7)).run()
+        Training(tmp_path, events=Steps(stop_at(7))).run()
     path = tmp_path / "state.safetensors"
     data, log = path.read_bytes(), (tmp_path / "log.jsonl").read_bytes()
     flipped = bytearray(data)
@@ -405,7 +406,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_another_unteach_file_under_that_name_is_refused(tmp_path: Path) -> None:
     files.save(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"kind": "delta"})
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+    with pytest.raises(CheckpointError, match="holds another run"):
         Training(tmp_path).run()
 
 
@@ -478,7 +479,7 @@ def test_a_plateau_schedule_that_starts_at_infinity_resumes(tmp_path: Path) -> N
 
         loop = Loop(
             steps=12, seed=0, params={"w": param}, state={"o": optimiser, "s": schedule}, out=tmp_path,
-            save_every=2, on_step=None if stop is None else stop_at(stop),
+            save_every=2, events=SILENT if stop is None else Steps(stop_at(stop)),
         )  # fmt: skip
         try:
             return loop.run(step), schedule.state_dict()

@@ -103,3 +103,33 @@ def test_any_set_of_names(names: set[str], asked: str) -> None:
     else:
         with pytest.raises(ConfigError, match="no thing is called"):
             registry[asked]
+
+
+def test_methods_have_presets_and_say_what_they_are() -> None:
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from unteach.core.registry import Methods
+    from unteach.core.settings import Settings, setting
+
+    methods: Methods[Settings] = Methods("method")
+
+    @methods.add("walk")
+    @dataclass(frozen=True, kw_only=True)
+    class Walk(Settings):
+        """Goes ``steps`` steps.
+
+        More.
+        """
+
+        name: ClassVar[str] = "walk"
+        steps: int = setting(3, low=1)
+
+    methods.preset("stroll", "walk", steps=9)
+    assert methods.make("stroll") == Walk(steps=9) and methods.make("stroll", steps=2) == Walk(steps=2)
+    assert methods.describe("walk") == "Goes steps steps." and methods.describe("stroll") == "walk steps=9"
+    for name, of in (("walk", "walk"), ("stroll", "walk"), ("run", "fly")):
+        with pytest.raises(ConfigError):
+            methods.preset(name, of)
+    with pytest.raises(ConfigError, match="did you mean 'stroll'"):
+        methods.make("strol")

@@ -12,7 +12,7 @@ import torch
 from tests import toys
 
 from unteach.diffusion import Model, load
-from unteach.diffusion.folder import SCHEDULERS
+from unteach.diffusion.families import StableDiffusion
 from unteach.diffusion.foreign import unremarked
 from unteach.errors import ModelError
 
@@ -53,7 +53,7 @@ def pipes(toy: Toy) -> Callable[[str], Any]:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_f2_no_scheduler_of_the_usual_kind_is_refused(name: str, pipes: Callable[[str], Any]) -> None:
-    assert name in SCHEDULERS
+    assert name in StableDiffusion.schedulers
     for place, settings in enumerate(SETTINGS[name]):
         pipe = pipes(("sd", "sdxl")[place % 2])
         with unremarked():

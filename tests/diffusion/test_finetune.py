@@ -10,7 +10,7 @@ from torch import Tensor
 from unteach.core.loop import Step
 from unteach.core.seeds import generator
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.finetune import Average, Batches, Finetune, finetune, timesteps
+from unteach.diffusion.finetune import Average, Batches, Finetune, finetune
 from unteach.diffusion.model import Model, load
 from unteach.errors import CheckpointError, ConfigError, ModelError
 
@@ -101,9 +101,9 @@ def test_average_starts_fast_and_lags() -> None:
     assert average.values["w"].item() == pytest.approx(1 - 2 / 11)
 
 
-def test_timesteps_are_stratified() -> None:
+def test_timesteps_are_stratified(model: Model) -> None:
     for index in range(5):
-        t = timesteps(Step(index, 5, 0), range(8), 8, 1000)
+        t = model.schedule.spread(Step(index, 5, 0), range(8), 8)
         assert sorted(int(v) // 125 for v in t.sort().values - t.min()) == list(range(8))
 
 

@@ -30,10 +30,10 @@ def test_encoding_is_the_pipelines(model: Model) -> None:
     assert not torch.allclose(cond.hidden[0], cond.hidden[1])
     assert not any(part.requires_grad or part.is_inference() for part in cond.tensors().values())
     if model.family == "sdxl":
-        torch.testing.assert_close(cond.pooled, theirs[2])
-        assert cond.time_ids is not None and cond.time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 3
+        torch.testing.assert_close(cond["pooled"], theirs[2])
+        assert cond["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 3
     else:
-        assert cond.pooled is None and cond.time_ids is None
+        assert cond.tensors().keys() == {"hidden"}
 
 
 def test_each_prompt_is_encoded_once_alone_and_returned_as_a_copy(model: Model) -> None:
@@ -75,7 +75,7 @@ def test_unconditional_is_what_the_pipeline_uses(model: Model) -> None:
     torch.testing.assert_close(cond.hidden, negative)
     assert len(cond) == 2
     if model.family == "sdxl":
-        torch.testing.assert_close(cond.pooled, pooled[1])
+        torch.testing.assert_close(cond["pooled"], pooled[1])
         assert not cond.hidden.any()
         model.pipe.register_to_config(force_zeros_for_empty_prompt=False)
         torch.testing.assert_close(model.unconditional(1).hidden, model.encode([""]).hidden)
@@ -104,7 +104,7 @@ def test_conditioning_rows(model: Model) -> None:
     with pytest.raises(ConfigError, match="4 latents need 4 prompts, or one for all; found: 3 prompts"):
         cond.expand(4)
     with pytest.raises(ConfigError, match="different model families"):
-        Conditioning.cat([cond, Conditioning(cond.hidden, torch.zeros(3, 2), None)])
+        Conditioning.cat([cond, Conditioning(cond.hidden, other=torch.zeros(3, 2))])
 
 
 # Denoiser
@@ -112,7 +112,7 @@ def test_conditioning_rows(model: Model) -> None:
 
 def test_predict_is_the_denoisers_output(model: Model) -> None:
     x_t, cond = noise(model), model.encode(["a dog", "a cat", "a bomb"])
-    added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids} if model.family == "sdxl" else None
+    added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if model.family == "sdxl" else None
     theirs = model.pipe.unet(x_t, TIMES, encoder_hidden_states=cond.hidden, added_cond_kwargs=added).sample
     assert torch.equal(model.predict(x_t, TIMES, cond), theirs)
     one = model.predict(x_t, 500, cond.index([0]))

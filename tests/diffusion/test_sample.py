@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests import toys
 
+from unteach.core.events import Bars
 from unteach.diffusion import Model, iterate, load, sample
 from unteach.errors import CheckpointError, ConfigError, NumericsError
 
@@ -88,7 +89,7 @@ def test_the_pipeline_is_left_as_it_was(
 
 
 def test_a_progress_bar_counts_images(sd: Model, capfd: pytest.CaptureFixture[str]) -> None:
-    sample(sd, PROMPTS, SEEDS, batch_size=2, progress=True, **STEPS)
+    sample(sd, PROMPTS, SEEDS, batch_size=2, events=Bars(), **STEPS)
     assert "5/5" in capfd.readouterr().err
 
 
@@ -149,7 +150,7 @@ def test_pictures_of_another_run_are_refused(sd: Model, tmp_path: Path) -> None:
     sample(sd, PROMPTS, SEEDS, out=tmp_path, **STEPS)
 
     def refused(changed: str, prompts: list[str] = PROMPTS, seeds: list[int] = SEEDS, **other: object) -> None:
-        with pytest.raises(CheckpointError, match=f"pictures of another run; found: different: {changed};"):
+        with pytest.raises(CheckpointError, match=f"holds another run; nothing was changed; found: {changed}"):
             sample(sd, prompts, seeds, out=tmp_path, **{**STEPS, **other})
 
     refused("prompts", prompts=["a cat", *PROMPTS[1:]])

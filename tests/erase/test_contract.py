@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from tests.erase.common import CONCEPT, QUICK, picture, quick, same, trained_names, weights
 
 from unteach.core import state
+from unteach.core.events import Steps
 from unteach.diffusion import Model, WeightDelta, load
 from unteach.erase import Method, erase, methods
 from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError
@@ -147,12 +148,12 @@ def test_the_finished_delta_is_returned_and_another_run_refused(name, sd, erased
     method, calls = quick(name), []
     first = erase(sd, CONCEPT, method, seed=5, out=tmp_path)
     stamp = (tmp_path / "delta.safetensors").stat().st_mtime_ns
-    again = erase(sd, CONCEPT, method, seed=5, out=str(tmp_path), on_step=calls.append)
+    again = erase(sd, CONCEPT, method, seed=5, out=str(tmp_path), events=Steps(calls.append))
     assert same(first, again) and same(first, erased(name, "sd")) and calls == []
     assert (tmp_path / "delta.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(CheckpointError, match=r"result of another run; found: different: .*seed"):
+    with pytest.raises(CheckpointError, match=r"holds another run.*seed was"):
         erase(sd, CONCEPT, method, seed=6, out=tmp_path)
-    with pytest.raises(CheckpointError, match="different: config"):
+    with pytest.raises(CheckpointError, match=r"found: config\."):
         erase(sd, CONCEPT, quick(name, strength=0.5), seed=5, out=tmp_path)
     (tmp_path / "delta.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -173,9 +174,9 @@ def test_interrupted_is_unbroken(name, kind, model, erased, tmp_path):
     before, seen = weights(model), []
     for _ in range(2):  # stopped after step 2, then after step 3, each time right after that step was saved
         with pytest.raises(Stop):
-            erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, save_every=1, on_step=stop)
+            erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, save_every=1, events=Steps(stop))
         assert all(torch.equal(value, before[key]) for key, value in weights(model).items())
-    delta = erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, on_step=seen.append)
+    delta = erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, events=Steps(seen.append))
     assert seen == [4] and same(delta, erased(name, kind))
 
 
@@ -184,13 +185,13 @@ def test_a_checkpoint_of_other_settings_is_refused_but_strength_is_free(name, sd
     erase(sd, CONCEPT, quick(name), seed=5, out=tmp_path)
     (tmp_path / "delta.safetensors").unlink()
     seen: list[int] = []
-    half = erase(sd, CONCEPT, quick(name, strength=0.5), seed=5, out=tmp_path, on_step=seen.append)
+    half = erase(sd, CONCEPT, quick(name, strength=0.5), seed=5, out=tmp_path, events=Steps(seen.append))
     assert seen == []  # the training was not repeated
     assert all(torch.equal(t, erased(name, "sd").tensors[n] * 0.5) for n, t in half.tensors.items())
     (tmp_path / "delta.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"another configuration.*config\.lr was 0.01, is now 0.02"):
+    with pytest.raises(CheckpointError, match=r"holds another run.*config\.lr was 0.01, is now 0.02"):
         erase(sd, CONCEPT, quick(name, lr=0.02), seed=5, out=tmp_path)
-    with pytest.raises(CheckpointError, match="training data of another run; found: different: num_inference"):
+    with pytest.raises(CheckpointError, match=r"holds another run.*found: num_inference"):
         erase(sd, CONCEPT, quick(name, num_inference_steps=3), seed=5, out=tmp_path)
 
 

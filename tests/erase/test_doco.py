@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from unteach.core import seeds
+from unteach.core.events import Steps
 from unteach.core.loop import Step
 from unteach.core.masks import select
 from unteach.diffusion.families import StableDiffusion
@@ -90,7 +91,7 @@ def test_the_warm_up_leaves_the_student_alone(sd):
         last[:] = now
 
     method = plain("doco", steps=6, warm_up=4)
-    erase(sd, CONCEPT, method, on_step=look)
+    erase(sd, CONCEPT, method, events=Steps(look))
     assert changed == [False] * 4 + [True] * 2 and method.updates() == 2
 
 

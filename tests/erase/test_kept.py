@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unteach.core import state
 from unteach.diffusion import load
-from unteach.erase import Concept, ConceptSet, Job, erase, kept, methods, presets
+from unteach.erase import Concept, ConceptSet, Job, erase, kept, methods
 from unteach.erase.method import make
 
 SET = ConceptSet.of(dataclasses.replace(CONCEPT, names=("blue",)))
@@ -111,7 +111,7 @@ def test_the_papers_presets_have_none_and_a_rate_of_their_own():
     for name in OFFICIAL:
         method = make(name)
         assert method.kept_words == 0 and method.contexts == 0
-        assert presets[name][0] == "uce" or (method.lr is not None and method.look_every == 0)
+        assert methods.presets[name][0] == "uce" or (method.lr is not None and method.look_every == 0)
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from tests.erase.common import CONCEPT
 
-from unteach.erase import erase, make, methods, presets
+from unteach.erase import erase, make, methods
 from unteach.erase.ablate import Ablate
 from unteach.erase.doco import DoCo
 from unteach.erase.method import setting
@@ -70,9 +70,9 @@ def test_unknown_names_list_near_misses_among_methods_and_presets():
         make(None)
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", methods.presets.names())
 def test_every_preset_can_be_made_and_overridden(name):
-    method, settings = presets[name]
+    method, settings = methods.presets[name]
     made = make(name)
     assert made == methods[method](**settings) and made.to_dict()["method"] == method
     assert make(name, strength=0.5) == dataclasses.replace(made, strength=0.5)

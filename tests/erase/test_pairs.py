@@ -6,7 +6,7 @@ from tests import toys
 from tests.erase.common import CONCEPT, quick
 
 from unteach.diffusion import load
-from unteach.diffusion.tokens import end_of, last_token, limit, name_end, read
+from unteach.diffusion.tokens import ends_of, last_tokens, limit, name_ends, read
 from unteach.erase import Concept, ConceptSet, erase, methods
 from unteach.erase.pairs import readable
 from unteach.erase.uce import UCE
@@ -99,12 +99,12 @@ def test_f1_a_prompt_to_keep_that_reads_as_one_to_erase_is_left_out(sd):
 
 
 def test_f1_positions_come_from_the_ids_that_are_read(sd):
-    assert name_end(sd, "a twemoji dog", "twemoji") == 2
-    assert name_end(sd, f"a twemoji dog {CUT} twemoji", "twemoji") == 2  # the last mention that is read
-    assert name_end(sd, "two twemojis", "twemoji") == last_token(sd, "two twemojis")
-    assert name_end(sd, CUT, "openmoji") is None
-    assert end_of(sd, "a twemoji dog", len("a twe")) is None
-    assert last_token(sd, CUT) == limit(sd) - 2
+    assert name_ends(sd, "a twemoji dog", "twemoji") == (2,)
+    assert name_ends(sd, f"a twemoji dog {CUT} twemoji", "twemoji") == (2,)  # the last mention that is read
+    assert name_ends(sd, "two twemojis", "twemoji") == last_tokens(sd, "two twemojis")
+    assert name_ends(sd, CUT, "openmoji") is None
+    assert ends_of(sd, "a twemoji dog", len("a twe")) is None
+    assert last_tokens(sd, CUT) == (limit(sd) - 2,)
     with pytest.raises(DataError, match="are the same prompt to the model"):
         UCE().edits(sd, concept(target="Twemoji!", anchor="twemoji !", prompts=("a {}",)))
 
@@ -119,4 +119,4 @@ def test_words_of_a_textual_inversion_are_read_as_their_vectors(folder):
     )
     model.encode(["a <new> dog"])
     assert read(model, "a <new> dog") == (seen[0],)
-    assert name_end(model, "a <new> dog", "dog") == 4
+    assert name_ends(model, "a <new> dog", "dog") == (4,)

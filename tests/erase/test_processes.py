@@ -9,6 +9,7 @@ from tests.erase import worker
 from tests.erase.common import CONCEPT, QUICK, quick, same
 
 from unteach.core import state
+from unteach.core.events import Steps
 from unteach.diffusion import WeightDelta, load
 from unteach.erase import erase
 
@@ -26,7 +27,7 @@ def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
             assert process.exitcode == -signal.SIGKILL, when
     whole = erase(load(toy), CONCEPT, "doco", seed=5, **{k: v for k, v in settings.items() if k != "method"})
     seen: list[int] = []
-    resumed = erase(load(toy), CONCEPT, seed=5, out=out, on_step=seen.append, save_every=2, **settings)
+    resumed = erase(load(toy), CONCEPT, seed=5, out=out, events=Steps(seen.append), save_every=2, **settings)
     assert same(resumed, whole) and seen == []
     assert state.load(out / "state.safetensors")[1]["step"] == 8
     assert sorted(file.name for file in out.glob("[!.]*")) == [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.erase.common import CONCEPT
 
 from unteach.erase import Concept, erase
-from unteach.erase.uce import UCE, last_token, solve
+from unteach.erase.uce import UCE, last_tokens, solve
 from unteach.errors import ModelError
 
 
@@ -86,8 +86,8 @@ def test_which_token_is_the_last(model):
     read = model.pipe.tokenizer
     ids = read("a twemoji dog").input_ids
     assert read.convert_ids_to_tokens(ids)[1:-1] == ["a</w>", "twemoji</w>", "dog</w>"]
-    assert [last_token(model, text) for text in ("", "a", "a twemoji", "a twemoji dog")] == [0, 1, 2, 3]
-    assert last_token(model, "dog " * 100) == read.model_max_length - 2
+    assert [last_tokens(model, text) for text in ("", "a", "a twemoji", "a twemoji dog")] == [(0,), (1,), (2,), (3,)]
+    assert last_tokens(model, "dog " * 100) == (read.model_max_length - 2,)
 
 
 def test_states_of_a_name_inside_its_prompt(model):
@@ -116,7 +116,7 @@ def test_a_name_in_several_pieces_ends_at_its_last_piece(sd):
     # Not in the vocabulary as one token.
     pieces = len(sd.pipe.tokenizer("zebra").input_ids) - 2
     assert pieces > 1
-    assert last_token(sd, "a zebra") == 1 + pieces
+    assert last_tokens(sd, "a zebra") == (1 + pieces,)
     hidden = sd.encode(["a zebra dog"]).hidden[0].double()
     assert torch.equal(UCE(tokens="last").states(sd, "a zebra dog", "zebra"), hidden[1 + pieces : 2 + pieces])
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unteach.core.events import Steps
+
 
 def killed(toy: Path, out: Path, settings: dict[str, Any], when: int | str) -> None:
     """Erase, and die by SIGKILL after step ``when``, or as soon as a file matches the pattern ``when``."""
@@ -26,7 +28,7 @@ def killed(toy: Path, out: Path, settings: dict[str, Any], when: int | str) -> N
 
     if isinstance(when, str):
         threading.Thread(target=watch, args=(when,), daemon=True).start()
-    erase(load(toy), CONCEPT, seed=5, out=out, save_every=2, on_step=die, **settings)
+    erase(load(toy), CONCEPT, seed=5, out=out, save_every=2, events=Steps(die), **settings)
 
 
 def member(toy: Path, out: Path, settings: dict[str, Any]) -> None:

@@ -98,9 +98,9 @@ def test_the_same_call_reads_what_is_finished(
     first = run(model, delta, judge, out=tmp_path / "run")
     again = run(model, delta, judge, out=tmp_path / "run")
     assert again == first and again.cost.seconds == first.cost.seconds
-    with pytest.raises(CheckpointError, match="another configuration; found: different: seeds"):
+    with pytest.raises(CheckpointError, match=r"holds another evaluation.*seeds was"):
         run(model, delta, judge, out=tmp_path / "run", seeds=(7,))
-    with pytest.raises(CheckpointError, match="different: sampling"):
+    with pytest.raises(CheckpointError, match=r"sampling\."):
         run(model, delta, judge, out=tmp_path / "run", guidance_scale=1.0)
 
 

@@ -9,6 +9,7 @@ from tests.guard import sets
 from torch import Tensor
 
 from unteach.core import seeds
+from unteach.core.events import Steps
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import Finetune, finetune
@@ -111,19 +112,18 @@ def test_an_interrupted_relearning_goes_on_with_its_best_state(
 ) -> None:
     data, config, start = of_a_user(model, 0.0), settings(104, 3e-4, batch_size=2), toys.weights(model)
 
-    def stop(stage: str, done: int, total: int) -> None:
-        assert (stage, total) == ("relearning", 104)
+    def stop(done: int) -> None:
         if done == 102:  # a checkpoint was written at 100
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        relearn(model, data, config, seed=0, out=tmp_path, on_step=stop)
+        relearn(model, data, config, seed=0, out=tmp_path, events=Steps(stop, "relearning"))
     with torch.no_grad():
         for name, value in model.denoiser.named_parameters():
             value.copy_(start[name])
     first = watched[0]
     steps: list[int] = []
-    relearn(model, data, config, seed=0, out=tmp_path, on_step=lambda _, done, total: steps.append(done))
+    relearn(model, data, config, seed=0, out=tmp_path, events=Steps(steps.append, "relearning"))
     second = watched[1]
     assert steps == [101, 102, 103, 104]
     assert second.checks[: len(first.checks)] == first.checks and second.checks[-1][0] == 104

@@ -13,9 +13,9 @@ import torch
 from unteach.cli import main
 from unteach.diffusion import WeightDelta, load, sample
 from unteach.evaluate.guarding import Mask, Relearning
-from unteach.evaluate.learning import LearningResults
-from unteach.evaluate.results import Results
 from unteach.guard.manifest import FreezeManifest
+from unteach.records.erasure import Results
+from unteach.records.learning import LearningResults
 
 HERE = Path(__file__).parent
 RELEASES = sorted(path.name for path in HERE.iterdir() if path.is_dir() and path.name[0].isdigit())
@@ -91,7 +91,7 @@ def test_a_lora_file_still_draws(place: Path) -> None:
 
 def test_an_evaluation_loads_and_makes_a_page(place: Path) -> None:
     results = Results.load(place / "evaluation" / "results.json")
-    assert results.schema >= 1 and [c.target for c in results.concepts] == ["twemoji"]
+    assert results.VERSION >= 1 and [c.target for c in results.concepts] == ["twemoji"]
     assert main(["report", "evaluation", "--out", "page.html"]) == 0
     assert "twemoji" in (place / "page.html").read_text(encoding="utf-8")
 

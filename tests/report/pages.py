@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from unteach.evaluate.results import ConceptRecord, Cost, Grid, Metric, Results, Table
-from unteach.evaluate.stats import wilson
+from unteach.records.erasure import ConceptRecord, Cost, Grid, Metric, Results, Table
+from unteach.records.stats import wilson
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

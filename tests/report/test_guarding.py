@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tests.evaluate import guarded
+from tests.records import guarded
 from tests.report.pages import Page
 
 from unteach.canvas import model_path
@@ -15,7 +15,7 @@ from unteach.cli import main
 from unteach.core import state
 from unteach.errors import CheckpointError
 from unteach.evaluate.guarding import Mask, Mean, Relearning
-from unteach.evaluate.results import Results
+from unteach.records.erasure import Results
 from unteach.report import guarding_map, svg
 from unteach.report.guarding import find, is_guard, mean, render_guard
 from unteach.report.guarding_map import Place, draw, kind, kinds, parts, place, tally

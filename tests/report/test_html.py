@@ -11,7 +11,7 @@ import pytest
 from tests.report.pages import Page, make, png
 
 from unteach.errors import CheckpointError, DataError
-from unteach.evaluate.results import SCHEMA, Results
+from unteach.records.erasure import Results
 from unteach.report import Thresholds, render
 
 
@@ -58,7 +58,7 @@ def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_pictures_of_the_target_come_first(tmp_path: Path) -> None:
     results = make(tmp_path)
-    results.grids = results.grids[::-1]
+    results = dataclasses.replace(results, grids=results.grids[::-1])
     page = Page(render([results], tmp_path / "page.html"))
     assert page.text.index("Asking for twemoji") < page.text.index("Asking for anything else")
 
@@ -127,8 +127,7 @@ def test_verdicts_are_honest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("status", "words"), [("partial", "not finished"), ("failed", "marked as failed")])
 def test_an_unfinished_run_says_so(tmp_path: Path, status: str, words: str) -> None:
-    results = make(tmp_path)
-    results.status = status  # type: ignore[assignment]
+    results = dataclasses.replace(make(tmp_path), status=status)  # type: ignore[arg-type]
     assert words in Page(render([results], tmp_path / "page.html")).text
 
 
@@ -162,7 +161,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         render([tmp_path], tmp_path / "page.html")
     results = make(tmp_path)
     data = json.loads((tmp_path / "results.json").read_text())
-    (tmp_path / "newer.json").write_text(json.dumps({**data, "schema": SCHEMA + 1}))
+    (tmp_path / "newer.json").write_text(json.dumps({**data, "version": Results.VERSION + 1}))
     with pytest.raises(DataError, match="newer version"):
         render([tmp_path / "newer.json"], tmp_path / "page.html")
     with pytest.raises(DataError, match="never saved"):

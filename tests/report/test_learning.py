@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.evaluate.learned import run
+from tests.records.learned import run
 from tests.report.pages import Page
 
 from unteach.continual.metrics import METRICS
 from unteach.errors import DataError
-from unteach.evaluate.learning import Arm, LearningResults, LearningRun, lower_is_better
-from unteach.evaluate.stats import Paired, paired_t
+from unteach.records.learning import Arm, LearningResults, LearningRun, lower_is_better
+from unteach.records.stats import Paired, paired_t
 from unteach.report import learning_words as words
 from unteach.report import svg
 from unteach.report.learning import render_learning, sentence, signed, value, verdict

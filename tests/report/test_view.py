@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from tests.report.pages import concept_metrics, make, metric
 
+from unteach.core import text as numbers
 from unteach.evaluate.metrics import presence
-from unteach.evaluate.results import ConceptRecord, Metric, Results
+from unteach.records.erasure import ConceptRecord, Metric, Results
 from unteach.report import view, words
 from unteach.report.view import Thresholds, Verdict
 
@@ -149,7 +150,7 @@ def test_numbers_have_units() -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert view.duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_sizes(count: float, unit: str, text: str) -> None:
-    assert view.size(count, unit) == text
+    assert numbers.size(count, unit) == text
 
 
 def test_every_measure_has_its_words() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unteach.core import seeds
+from unteach.core.events import SILENT, Events
 from unteach.core.kernels import fastest
 from unteach.core.loop import Loop, Step
 from unteach.errors import ModelError
@@ -125,7 +126,7 @@ def train_decoder(
     batch: int = 24,
     lr: float = 3e-3,
     seed: int = 0,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> None:
     """Train the decoder on latents of ``views`` (uint8, (B, 3, 32, 32)) with L1 + MSE, under noise on the latents."""
     layout = fastest(vae.decoder)
@@ -154,7 +155,7 @@ def train_decoder(
     Loop(
         steps=steps, seed=seed, params=dict(decoder.named_parameters()), state={"optimizer": optimizer, "lr": schedule},
         config={"stage": "decoder", "batch": batch, "rate": lr}, out=out, save_every=200, log_every=50,
-        progress=progress, label="decoder",
+        events=events, label="decoder",
     ).run(step)  # fmt: skip
     vae.requires_grad_(False)
 

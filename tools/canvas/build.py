@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.canvas import autoencoder, text_encoder
 from unteach.core import seeds, state
+from unteach.core.events import Bars, Events
 from unteach.core.kernels import fastest
 from unteach.core.loop import Step
 from unteach.core.stopping import end_with_parent
@@ -54,7 +55,7 @@ def training_views(seed: int = 0, count: int = VIEWS) -> Tensor:
     return torch.cat(parts)
 
 
-def fit_autoencoder(out: Path, *, steps: int, views: int, progress: bool) -> None:
+def fit_autoencoder(out: Path, *, steps: int, views: int, events: Events) -> None:
     """Fit the encoder, train the decoder, save ``vae`` and the latents of all training views."""
     images = training_views(count=views)
     autoencoder.seeded(0)
@@ -69,7 +70,7 @@ def fit_autoencoder(out: Path, *, steps: int, views: int, progress: bool) -> Non
             [vae.encode(b.float() / 127.5 - 1).latent_dist.mean.half() for b in torch.split(images, 512)]
         )
     state.save(out / "latents.safetensors", {"latents": latents}, {"views": views})
-    autoencoder.train_decoder(vae, chosen, out / "autoencoder", steps=steps, progress=progress)
+    autoencoder.train_decoder(vae, chosen, out / "autoencoder", steps=steps, events=events)
     vae.save_pretrained(out / "pipeline" / "vae")
 
 
@@ -83,7 +84,7 @@ def new_denoiser() -> Any:
     )  # fmt: skip
 
 
-def denoiser(out: Path, *, steps: int, progress: bool, polish: bool = False) -> None:
+def denoiser(out: Path, *, steps: int, events: Events, polish: bool = False) -> None:
     """Train the denoiser on the latents; every process of ``torchrun`` takes its share of each batch.
 
     The first stage starts from nothing and saves ``unet-first``; the second starts there, at a third of the rate, with
@@ -125,7 +126,7 @@ def denoiser(out: Path, *, steps: int, progress: bool, polish: bool = False) -> 
         return seeds.permutation(len(latents), 0, "epoch" if not polish else "polish epoch", epoch)
 
     result = finetune(
-        model, batches, config, out=out / name, data_id=str(meta), save_every=250, progress=progress, label=name,
+        model, batches, config, out=out / name, data_id=str(meta), save_every=250, events=events, label=name,
     )  # fmt: skip
     if PartialState().is_main_process and result.average is not None:
         with torch.no_grad():
@@ -205,13 +206,13 @@ def run(stage: str, args: argparse.Namespace) -> None:
     if stage == "text-encoder":
         text_encoder.build_tokenizer(args.out / "pipeline" / "tokenizer")
         steps = args.text_encoder_steps
-        print(text_encoder.train_reader(args.out / "pipeline", args.out / stage, steps=steps, progress=True))
+        print(text_encoder.train_reader(args.out / "pipeline", args.out / stage, steps=steps, events=Bars()))
     elif stage == "autoencoder":
-        fit_autoencoder(args.out, steps=args.decoder_steps, views=args.views, progress=True)
+        fit_autoencoder(args.out, steps=args.decoder_steps, views=args.views, events=Bars())
     elif stage == "denoiser":
-        denoiser(args.out, steps=args.denoiser_steps, progress=True)
+        denoiser(args.out, steps=args.denoiser_steps, events=Bars())
     elif stage == "polish":
-        denoiser(args.out, steps=args.polish_steps, progress=True, polish=True)
+        denoiser(args.out, steps=args.polish_steps, events=Bars(), polish=True)
     else:
         print(pack(args.out))
 

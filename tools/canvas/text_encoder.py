@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unteach.core import seeds
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Loop, Step
 from unteach.data.emoji import adaptation
 from unteach.data.vocabulary import (
@@ -141,7 +142,7 @@ class Reader(nn.Module):
 
 
 def train_reader(
-    folder: Path, out: Path, *, steps: int = 900, seed: int = 0, progress: bool = False
+    folder: Path, out: Path, *, steps: int = 900, seed: int = 0, events: Events = SILENT
 ) -> dict[str, float]:
     """Pre-train the text encoder and save it into ``folder/text_encoder``; returns accuracies by template set."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -171,7 +172,7 @@ def train_reader(
 
     Loop(
         steps=steps, seed=seed, params=dict(reader.named_parameters()), state={"optimizer": optimizer, "lr": schedule},
-        config={"stage": "text encoder"}, out=out, save_every=100, log_every=50, progress=progress,
+        config={"stage": "text encoder"}, out=out, save_every=100, log_every=50, events=events,
         label="text encoder",
     ).run(step)  # fmt: skip
     reader.eval()

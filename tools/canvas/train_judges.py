@@ -21,6 +21,7 @@ from tools.canvas import negatives
 from unteach.canvas import judges, model_path
 from unteach.canvas.nets import CLASSES, ConvNet, Logits, networks
 from unteach.core import seeds
+from unteach.core.events import SILENT, Bars, Events
 from unteach.core.loop import Loop, Step
 from unteach.core.registry import Registry
 from unteach.data.emoji import SIZE, Canvas, grid
@@ -176,8 +177,7 @@ def train(
     *,
     out: Path | None = None,
     save_every: int = 100,
-    progress: bool = False,
-    on_step: Callable[[int], None] | None = None,
+    events: Events = SILENT,
 ) -> judges.Judge:
     """Train one judge.
 
@@ -185,8 +185,7 @@ def train(
         recipe: how.
         out: folder for the checkpoint; the same call goes on from it.
         save_every: steps between checkpoints.
-        progress: show a bar.
-        on_step: called after each step with the next step's index.
+        events: told of each step; an exception from it stops the run.
 
     Returns:
         the judge, not yet measured.
@@ -215,7 +214,7 @@ def train(
     loop = Loop(
         steps=recipe.steps, seed=recipe.seed, params=params,
         state={"optimizer": optimizer, "net": _Buffers(net)}, config=asdict(recipe), out=out,
-        save_every=save_every, log_every=50, progress=progress, label=recipe.network, on_step=on_step,
+        save_every=save_every, log_every=50, events=events, label=recipe.network,
     )  # fmt: skip
     loop.run(step)
     return judges.Judge(recipe.network, net)
@@ -289,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in args.judge or list(RECIPES):
         recipe = RECIPES[name]
-        judge = train(recipe, out=args.out / name, progress=True)
+        judge = train(recipe, out=args.out / name, events=Bars())
         doubt(judge.net, *DOUBT[name])
         path = judges.save(args.into / f"{name}.safetensors", name, judge.net, recipe=asdict(recipe), doubt=DOUBT[name])
         table = measure(judges.load(path))

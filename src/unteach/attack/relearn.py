@@ -14,11 +14,12 @@ from torch import Tensor
 
 from unteach.attack.curve import Curve, Mode
 from unteach.core import seeds, state
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.examples import Examples, disjoint
 from unteach.diffusion.families import Pipeline
-from unteach.diffusion.finetune import Batches, Finetune, finetune, timesteps
+from unteach.diffusion.finetune import Batches, Finetune, finetune
 from unteach.diffusion.lowrank import LowRank, finetune_lowrank, has_form
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError, ModelError, NumericsError
@@ -37,7 +38,7 @@ def probe_losses(
     for draw in range(draws):
         step = Step(draw, draws, seed)
         order = seeds.permutation(len(examples), seed, "probe order", draw)
-        t = timesteps(step, range(len(examples)), len(examples), model.num_timesteps)[order]
+        t = model.schedule.spread(step, range(len(examples)), len(examples))[order]
         for rows in torch.split(torch.arange(len(examples)), 64):
             x = examples.latents[rows].to(model.device, model.dtype)
             noise = step.randn("probe noise", x.shape[1:], rows.tolist()).to(x)
@@ -65,7 +66,8 @@ def relearn(
     batch_size: int = 16,
     draws: int = 4,
     probe_seed: int = 0,
-    on_step: Callable[[int, int], None] | None = None,
+    events: Events = SILENT,
+    label: str = "attack",
 ) -> Curve:
     """Attack a model and return the curve; its weights are bit for bit as before on return, whatever happens.
 
@@ -86,7 +88,8 @@ def relearn(
         batch_size: of the attack.
         draws: noise draws a probe image.
         probe_seed: of the probes' noise; keep it, so that curves are paired.
-        on_step: called with the number of the step that begins, from 1, and all of them.
+        events: told of each step that begins, from 1.
+        label: what the events call this attack.
 
     Raises:
         ConfigError: no probe, wrong settings.
@@ -124,8 +127,7 @@ def relearn(
     def watched(step: Step, items: range) -> tuple[Tensor, Conditioning]:
         if step.index in points:  # a step begins with its data: the weights are those after ``index`` steps
             measure(step.index)
-        if on_step is not None:
-            on_step(step.index + 1, steps)  # the one that begins
+        events.step(label, step.index + 1, steps)  # the one that begins
         return data.batches(step, items)
 
     diverged = False

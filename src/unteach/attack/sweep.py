@@ -1,13 +1,13 @@
 """A grid of relearning attacks, the unprotected model beside each; one file a cell, so a stopped sweep goes on."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unteach.attack.curve import Curve, Mode, recovery
 from unteach.attack.relearn import check_disjoint, relearn
 from unteach.core import state
+from unteach.core.events import SILENT, Events
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
@@ -32,8 +32,7 @@ def sweep(
     draws: int = 4,
     probe_seed: int = 0,
     mask_data: Sequence[Examples] = (),
-    on_cell: Callable[[int, int], None] | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
+    events: Events = SILENT,
 ) -> list[dict[str, Any]]:
     """Attack with every mode × rate × seed, without a mask and with each, and return one plain record a cell.
 
@@ -50,8 +49,7 @@ def sweep(
         modes: "full", "lora".
         honoured: (True, False) also runs the attacker who ignores each mask.
         seeds: of the attacks.
-        on_cell: called with (done, all) after each cell.
-        on_step: called with (number of the cell, number of the step that begins, all steps), both from 1.
+        events: told the steps of each cell, and when it is done.
 
     Returns:
         ``{"mask", "recovery": {probe: [one number or None at each point]}, ...Curve.to_dict()}``, the unprotected
@@ -108,14 +106,15 @@ def sweep(
                     batch_size=batch_size,
                     draws=draws,
                     probe_seed=probe_seed,
-                    on_step=None if on_step is None else partial(on_step, len(records) + 1),
+                    events=events,
+                    label=f"{data.name}, attack {len(records) + 1}",
                 )
                 state.write_json(_path(out, cell), {"cell": cell, "curve": curve.to_dict()})
             plain = plain or curve
             shares = {probe: [recovery(curve, plain, probe, at) for at in curve.at] for probe in probes}
             records.append({"mask": name, "recovery": shares, **curve.to_dict()})
-            if on_cell is not None:
-                on_cell(len(records), len(places) * (1 + len(arms)))
+            events.close()
+            events.message(f"  {data.name}: {len(records)} of {len(places) * (1 + len(arms))}")
     return records
 
 

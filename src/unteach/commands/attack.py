@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from unteach.attack.sweep import UNPROTECTED, sweep
-from unteach.commands import domains
-from unteach.commands.domains import Domain
-from unteach.commands.guard_plan import Base, check_domains, mask_config, same_run
+from unteach.commands.console import events, say, wrote
+from unteach.commands.guard_plan import Base, check_domains, mask_config
 from unteach.commands.options_guard import Attack
-from unteach.commands.plan import Mistakes
-from unteach.commands.progress import Progress
-from unteach.commands.terminal import aligned, say, wrote
+from unteach.commands.verb import Mistakes
 from unteach.core import places, state
+from unteach.core.run import same
+from unteach.core.text import aligned
+from unteach.diffusion import domains
+from unteach.diffusion.domains import Domain
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
-from unteach.evaluate import environment
 from unteach.guard.data import GuardData
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.record import MaskRecord, check_model
+from unteach.records import environment
 
 __all__ = ["Mask", "run"]
 
@@ -117,7 +118,7 @@ def run(options: Attack, command: str) -> int:
     sets = _read(options, base, model, mask, erased.get("targets", []))
     config = _config(options, model, mask)
     if (out / "config.json").exists():
-        same_run(out / "config.json", config, DECISIVE, GROWS)
+        same(out, state.read_table(out / "config.json"), config, keys=DECISIVE, grows=GROWS)
         say(f"{out} holds this attack: going on")
     masks = {} if mask is None else {mask.name: mask.frozen}
     cells = len(options.modes) * len(options.rates) * len(options.seeds) * (1 + len(masks) * (1 + options.ignore))
@@ -139,7 +140,7 @@ def _attack(
 ) -> list[dict[str, Any]]:
     """Every cell that is left, told domain by domain."""
     records: list[dict[str, Any]] = []
-    progress = Progress()
+    told = events()
     for domain, role in sets.attacked:
         found = sweep(
             model,
@@ -156,18 +157,12 @@ def _attack(
             batch_size=options.batch_size,
             draws=options.draws,
             mask_data=sets.learned,
-            on_cell=lambda done, total, name=domain.name: _told(progress, f"  {name}: {done} of {total}"),  # type: ignore[misc]
-            on_step=lambda cell, done, total, name=domain.name: progress(f"{name}, attack {cell}", done, total),  # type: ignore[misc]
+            events=told,
         )
         records += [{"domain": domain.name, **record} for record in found]
         for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
             say(line)
     return records
-
-
-def _told(progress: Progress, text: str) -> None:
-    progress.close()
-    say(text)
 
 
 def _resolve(options: Attack) -> tuple[Base, Mask | None]:

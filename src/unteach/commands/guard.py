@@ -4,28 +4,26 @@ import math
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from unteach.commands import domains
-from unteach.commands.domains import Domain
+from unteach.commands.console import events, pass_phrase, say, wrote
 from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask_config, resolve
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
-from unteach.commands.plan import Mistakes
-from unteach.commands.progress import Progress
-from unteach.commands.terminal import aligned, pass_phrase, say, wrote
-from unteach.core import places, reading, state
+from unteach.commands.verb import Mistakes
+from unteach.core import places, reading, state, text
+from unteach.core.events import Events
 from unteach.core.loop import Step
-from unteach.diffusion import export
+from unteach.core.text import aligned
+from unteach.diffusion import domains, export
+from unteach.diffusion.domains import Domain
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError, NumericsError
-from unteach.evaluate import environment
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.baselines import Case, baselines, layer_type
@@ -34,7 +32,7 @@ from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
 from unteach.guard.record import MaskData, MaskRecord
 from unteach.guard.relearn import ADVISED, PERCENT, relearn
-from unteach.report import view
+from unteach.records import environment
 
 __all__ = ["apply", "keygen", "learn", "show"]
 
@@ -96,7 +94,7 @@ def learn(options: GuardLearn, command: str) -> int:
     model, erased = plan.base.load()
     pictures = Pictures.read(plan, model)
     if options.dry_run:
-        say(yaml.dump(plan.to_dict(), Dumper=reading.Dumper, sort_keys=False, allow_unicode=True).rstrip() + "\n")
+        say(reading.to_yaml(plan.to_dict()) + "\n")
         for line in pictures.lines(plan.relearns):
             say(line)
         count = sum(1 for _ in model.denoiser.parameters())
@@ -136,7 +134,7 @@ def _learn(
             shutil.rmtree(out / "work", ignore_errors=True)
             raise
         record.save(path)
-        say(f"it took {view.duration(record.seconds)}")
+        say(f"it took {text.duration(record.seconds)}")
     if not (out / "manifest.json").exists():
         record.manifest(model, policy=plan.policy, erased=erased).save(out / "manifest.json")
     shutil.rmtree(out / "work", ignore_errors=True)  # what is finished needs no checkpoint
@@ -150,17 +148,12 @@ def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> Ma
     begin = time.monotonic()
     work, data = (plan.out or Path()) / "work", pictures.data
     learned, frozen, relearned = None, set[str](), None
-    progress = Progress()
-
-    def tell(text: str) -> None:
-        progress.close()
-        say(f"  {text}")
-
+    told = events()
     if plan.uses is None or plan.method in LEARNED:
-        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, on_step=progress, tell=tell)
+        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, events=told)
     if plan.method == "magnitude":
-        relearned = _relearned(plan, model, data, work, progress, tell)
-    progress.close()
+        relearned = _relearned(plan, model, data, work, told)
+    told.close()
     if plan.uses is not None:
         case = Case(
             model, plan.config.rho, plan.config.budget, plan.seed, relearned, data, learned, samples=plan.samples
@@ -183,14 +176,12 @@ def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> Ma
     return MaskRecord.of(model, frozen, method=plan.settings, **more)
 
 
-def _relearned(
-    plan: GuardPlan, model: Model, data: GuardData, work: Path, progress: Progress, tell: Callable[[str], None]
-) -> dict[str, Tensor]:
+def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path, told: Events) -> dict[str, Tensor]:
     """θ_ft by name, after fine-tuning on the user's data; the model is as before afterwards."""
     own = dict(model.denoiser.named_parameters())
     before = {name: value.detach().clone() for name, value in own.items()}
     try:
-        relearn(model, data, plan.config, seed=plan.seed, out=work, on_step=progress, tell=tell)
+        relearn(model, data, plan.config, seed=plan.seed, out=work, events=told)
         return {name: value.detach().clone() for name, value in own.items()}
     finally:
         with torch.no_grad():
@@ -223,7 +214,7 @@ def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
                 value.requires_grad_(False)
         seconds = min(seconds, time.monotonic() - begin)
     work = c.relearn_steps * share + mask + min(checks, c.relearn_steps * CHECK)
-    return f"at most {steps} training steps: about {view.duration(1.2 * work * seconds)}"
+    return f"at most {steps} training steps: about {text.duration(1.2 * work * seconds)}"
 
 
 def keygen(options: GuardKeygen) -> int:
@@ -348,7 +339,7 @@ def _part(tensor: FrozenTensor) -> str:
 
 def _row(name: str, tensors: list[FrozenTensor]) -> tuple[str, str, str]:
     held, total = sum(t.size for t in tensors if t.frozen), sum(t.size for t in tensors)
-    share = f"{held / max(total, 1):.0%} of {view.size(total, '')}"
+    share = f"{held / max(total, 1):.0%} of {text.size(total, '')}"
     return name, f"{sum(t.frozen for t in tensors)} of {len(tensors)}", share
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from unteach.commands import domains
+from unteach.canvas import CANVAS, folder_of, is_canvas
 from unteach.commands.options_guard import GuardLearn
-from unteach.commands.plan import CANVAS, Mistakes, device_of, folder_of, is_canvas, parse_settings, read_options
-from unteach.commands.terminal import use_threads
+from unteach.commands.verb import Mistakes
 from unteach.core import state
+from unteach.core.device import device_of, use_threads
 from unteach.core.registry import near
+from unteach.core.run import same
 from unteach.core.settings import Settings
-from unteach.diffusion import export
+from unteach.diffusion import domains, export
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import Model, load
@@ -43,8 +44,6 @@ _USES: Mapping[str, tuple[str, ...]] = {
     "fisher-saliency": (*_BUDGET, "samples"),
 }
 """Settings of baselines; those of the others are the budget's."""
-_LISTS, _TEXTS = ("illegal", "innocent"), ("model", "erased", "method", "policy", "out")
-_KEYS = (*_LISTS, *_TEXTS, "seed", "settings")
 DECISIVE = ("method", "settings", "illegal", "innocent", "seed", "policy")
 """What must be equal for a run to go on; the model is compared by its weights."""
 
@@ -198,7 +197,7 @@ class GuardPlan:
         if self.out is None or not (path := self.out / "config.json").exists():
             return False
         try:
-            same_run(path, self.to_dict(), DECISIVE)
+            same(self.out, state.read_table(path), self.to_dict(), keys=DECISIVE)
         except CheckpointError:
             work = self.out / "work"
             kept = [self.out / "mask.json", work / "relearned.safetensors", work / "relearn" / "state.safetensors"]
@@ -206,39 +205,6 @@ class GuardPlan:
                 raise
             return False
         return True
-
-
-def same_run(path: Path, new: Mapping[str, Any], keys: Sequence[str], grows: Sequence[str] = ()) -> None:
-    """Refuse to go on in a folder whose config.json asks for something else.
-
-    Args:
-        path: the config.json that is there.
-        new: what is asked for now.
-        keys: must be equal.
-        grows: lists that may have become longer.
-
-    Raises:
-        CheckpointError: lists the differences.
-    """
-    old = state.read_table(path)
-    wrong = []
-    for key in (*keys, *grows):
-        a, b = old.get(key), new.get(key)
-        if state.canonical(a) == state.canonical(b):
-            continue
-        if key in grows and isinstance(a, list) and isinstance(b, list) and all(item in b for item in a):
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            changed = [k for k in {**a, **b} if state.canonical(a.get(k)) != state.canonical(b.get(k))]
-            wrong += [f"{k} {a.get(k)!r} there, {b.get(k)!r} asked for" for k in changed[:5]]
-        else:
-            wrong.append(f"{key} {a!r} there, {b!r} asked for")
-    if wrong:
-        raise CheckpointError(
-            f"{path.parent} holds a run with other settings; nothing was changed",
-            found="; ".join(wrong),
-            fix="use the old settings to go on with it, or another --out to start anew",
-        )
 
 
 def resolve(options: GuardLearn) -> GuardPlan:
@@ -309,31 +275,10 @@ def _method(
 
 def _merged(options: GuardLearn, found: Mistakes) -> dict[str, Any]:
     """The file's values with the command line's laid over them; wrong ones are reported and left out."""
-    file = {} if options.config is None else read_options(options.config, _wrong, found)
-    line: dict[str, Any] = {key: getattr(options, key) for key in _KEYS if key != "settings"}
-    line = {key: list(v) if isinstance(v, tuple) else v for key, v in line.items() if v is not None}
-    line |= {"out": str(line["out"])} if "out" in line else {}
-    settings = dict(file.get("settings", {}))
+    file, line = options.file(found), options.line()
     if line.get("method", file.get("method", DEFAULT)) != file.get("method", DEFAULT):
-        settings = {}  # another method has other settings
-    return {**file, **line, "settings": settings | parse_settings(options.settings, found)}
-
-
-def _wrong(key: object, value: object) -> str:
-    """What is wrong with one entry of a configuration file, or ""."""
-    if key not in _KEYS:
-        return f"unknown key '{key}' ({near(str(key), _KEYS)})"
-    if value is None:
-        return ""
-    if key in _TEXTS and not isinstance(value, str):
-        return f"{key} must be text, found {value!r} (put it in quotes)"
-    if key in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        return f"{key} must be a list of texts, found {value!r}"
-    if key == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
-        return f"seed must be a whole number, found {value!r}"
-    if key == "settings" and not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
-        return f"settings must be a mapping such as {{rho: 0.2}}, found {value!r}"
-    return ""
+        file.pop("settings", None)  # another method has other settings
+    return {**file, **line, "settings": options.merged_settings(file, found)}
 
 
 def mask_config(folder: Path) -> dict[str, Any]:
@@ -346,14 +291,14 @@ def mask_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
         )
-    config = state.read_json(folder / "config.json")
-    wrong = [key for key, value in config.items() if _wrong(key, value)] if isinstance(config, dict) else ["all"]
-    if wrong:
+    found = Mistakes()
+    config = GuardLearn(config=folder / "config.json").file(found)
+    if found.errors:
         raise CheckpointError(
             f"{folder / 'config.json'} is damaged: not a configuration of 'unteach guard learn'",
-            found=", ".join(wrong[:5]),
+            found="; ".join(map(str, found.errors[:5])),
         )
-    return dict(config)
+    return config
 
 
 def _model_of(erased: str) -> str | None:

@@ -1,18 +1,19 @@
 """The options of ``unteach guard`` and ``unteach attack``; importing this loads neither torch nor diffusers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from unteach.commands.options import RESUMES, Options
+from unteach.commands.verb import RESUMES, Configured, Settings, Verb
 
 DOMAINS = "NAME|FOLDER ..."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place(Options):
+class Place(Verb):
     """Where it is computed."""
 
     device: Annotated[str, arg(metavar="NAME")] = "auto"
@@ -24,7 +25,7 @@ class Place(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardLearn(Place):
+class GuardLearn(Place, Configured):
     """Learn which tensors to freeze, so that fine-tuning on what is illegal is held back and on the rest is not.
 
     Writes mask.json and manifest.json. 40 or more pictures a domain are advised. The same command run again goes on
@@ -33,6 +34,8 @@ class GuardLearn(Place):
     """
 
     stopped: ClassVar[str] = "stopped; the same command goes on with relearning where it was, and chooses the mask anew"
+    FILE: ClassVar[Mapping[str, Any]] = {**Configured.FILE, "out": str}
+    NOT_IN_FILE: ClassVar[tuple[str, ...]] = (*Configured.NOT_IN_FILE, "device", "threads")
     illegal: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
     """What fine-tuning must not bring back: domains, or folders of pictures with metadata.jsonl."""
     innocent: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
@@ -45,14 +48,8 @@ class GuardLearn(Place):
     """Result of `unteach erase`, which is laid on the model first; brings its model and dtype."""
     method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
     """How to choose: freezeasguard, official, or a baseline."""
-    settings: Annotated[
-        tuple[tuple[str, ...], ...],
-        UseAppendAction,
-        arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="(repeatable)"),
-    ] = ()
+    settings: Settings = ()
     """Settings of the method, such as rho=0.2 budget=parameters."""
-    config: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
-    """Any of these options from a file (keys as here, settings as a mapping); the command line wins."""
     policy: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: made from the mask)")] = None
     """Id of the freeze policy in the manifest."""
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None
@@ -70,7 +67,7 @@ class GuardLearn(Place):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardKeygen(Options):
+class GuardKeygen(Verb):
     """Make the key pair that manifests are signed with; never overwrites one."""
 
     out: Annotated[Path, arg(metavar="DIR")]
@@ -111,7 +108,7 @@ class GuardApply(Place):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardShow(Options):
+class GuardShow(Verb):
     """Show a freeze policy: how much it freezes, where in the model, and where it comes from."""
 
     manifest: Annotated[Positional[Path], arg(metavar="DIR|MANIFEST")]
@@ -127,7 +124,7 @@ class GuardShow(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardVerify(Options):
+class GuardVerify(Verb):
     """Check a checkpoint or an adapter against a freeze manifest; loads no model and runs no code of it.
 
     Exit codes: 0 conform, 1 violates, 3 undecidable, 2 no verdict (an error). Only 0 is a pass.

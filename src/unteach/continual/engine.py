@@ -1,31 +1,36 @@
 """The engine: a network through a stream, under a method and a plug-in; the same call resumes bit for bit."""
 
-import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unteach.continual import methods, networks, plugins, refresh
-from unteach.continual.evaluation import Evaluation, evaluate
-from unteach.continual.learner import Learner, Training, frozen_statistics
-from unteach.continual.method import AnyMethod, Method, make
-from unteach.continual.objective import Batch, Loss, View
-from unteach.continual.plugin import Plugin, Running, make_plugin
-from unteach.continual.refresh import Refresh
-from unteach.continual.stream import Stream
-from unteach.core import seeds, state
-from unteach.core.loop import Loop, Step
+from unteach.continual import networks
+from unteach.continual.batch import Batch
+from unteach.continual.evaluation import Evaluation, TaskRow, evaluate
+from unteach.continual.learner import Learner, Training
+from unteach.continual.methods import AnyMethod, Method, make
+from unteach.continual.objective import Objective
+from unteach.continual.plugins import Plugin, plugins
+from unteach.continual.plugins.refresh import Refresh
+from unteach.continual.step import StepContext
+from unteach.continual.streams.base import Stream
+from unteach.continual.view import View
+from unteach.core import seeds
+from unteach.core.events import SILENT, Events
+from unteach.core.loop import Loop, Stateful, Step
 from unteach.errors import ConfigError, NumericsError
 
-__all__ = ["Outcome", "learn", "learn_seeds", "methods", "plugins", "refresh"]  # importing these registers them
+__all__ = ["Outcome", "Trainer", "learn"]
 
+LOG_EVERY = 50
+"""Steps between lines of the log."""
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +42,25 @@ class Outcome:
     Attributes:
         model: the trained network (on its device).
         config: everything the run depended on, as plain data.
-        record: what was measured (see :mod:`unteach.continual.evaluation`), as plain data.
-        learner: the run's last state; its memory and terms.
+        rows: what was measured after each task that was trained on.
+        untrained: what was measured before the first step.
+        passes: forward passes with a gradient.
+        learner: the run's last state; its memory.
+        objective: the method's terms and rule, with their state.
     """
 
     model: nn.Module
     config: dict[str, Any]
-    record: dict[str, Any]
+    rows: tuple[TaskRow, ...]
+    untrained: Evaluation
+    passes: int
     learner: Learner
+    objective: Objective
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the plug-in warned of, each once."""
+        return tuple(dict.fromkeys(warning for row in self.rows for warning in row.warnings))
 
 
 @dataclass(frozen=True)
@@ -61,78 +77,21 @@ class _Stage:
         return self.first + self.steps_an_epoch * self.epochs - 1
 
 
-class _Host:
-    """One step as plug-ins see it (:class:`unteach.continual.plugin.Host`)."""
-
-    def __init__(self, learner: Learner, view: View, index: int) -> None:
-        self._learner, self._view = learner, view
-        self.params, self.names, self.lr = learner.params, learner.names, learner.lr
-        self.index, self.seed, self.task = index, learner.seed, learner.task
-        memory = learner.memory
-        self.has_memory = learner.objective.has_memory and memory is not None and len(memory) > 0
-        self.passes = 0
-        self.loss: Tensor | None = None
-
-    def gradient(self, loss: Loss = "host", *, frozen_stats: bool = False) -> list[Tensor | None]:
-        """See :class:`~unteach.continual.plugin.Host`."""
-        self._view.moved()
-        if frozen_stats:
-            with frozen_statistics(self._learner.model):
-                return self._gradient(loss)
-        return self._gradient(loss)
-
-    def _gradient(self, loss: Loss) -> list[Tensor | None]:
-        learner = self._learner
-        if learner.random:  # dropout and the like: equal draws for every pass of a step
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.integer(self.seed, "network", self.index))
-                value = learner.objective.loss(self._view, loss)
-        else:
-            value = learner.objective.loss(self._view, loss)
-        if value is None or not value.requires_grad:
-            return [None] * len(self.params)
-        found: list[Tensor | None] = list(torch.autograd.grad(value, self.params, allow_unused=True))
-        if loss == "host":
-            self.loss = value.detach()
-            if learner.rule is not None:
-                found = learner.rule.apply(self._view, found)
-        return found
-
-    def update(self, gradients: Sequence[Tensor | None]) -> None:
-        """See :class:`~unteach.continual.plugin.Host`."""
-        learner = self._learner
-        before = [p.detach().clone() for p in self.params] if learner.watchers else []
-        for param, gradient in zip(self.params, gradients, strict=True):
-            param.grad = gradient
-        if learner.settings.clip:
-            if learner.watchers:  # they are told the gradients, not what is left of them
-                gradients = [None if g is None else g.clone() for g in gradients]
-            nn.utils.clip_grad_norm_(self.params, learner.settings.clip)
-        learner.optimizer.step()
-        for param in self.params:
-            param.grad = None
-        for term in learner.watchers:
-            term.updated(self._view, gradients, before)
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """Random numbers of this step for one purpose."""
-        return seeds.generator(self.seed, purpose, self.index)
-
-
+@dataclass
 class _Progress:
     """What was measured so far; saved with the run."""
 
-    def __init__(self) -> None:
-        self.untrained: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.passes = 0
-        self.seconds = 0.0
+    untrained: Evaluation | None = None
+    rows: list[TaskRow] = field(default_factory=list)
+    passes: int = 0
+    seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untrained": self.untrained, "rows": self.rows, "passes": self.passes, "seconds": self.seconds}
+        return dataclasses.asdict(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.untrained, self.rows = dict(saved["untrained"]), list(saved["rows"])
+        self.untrained = Evaluation(**saved["untrained"]) if saved["untrained"] else None
+        self.rows = [TaskRow(**row) for row in saved["rows"]]
         self.passes, self.seconds = saved["passes"], saved["seconds"]
 
 
@@ -147,7 +106,7 @@ def learn(
     out: Path | None = None,
     save_every: int = 1000,
     device: torch.device | str | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
     options: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Train a network on a stream of tasks.
@@ -157,12 +116,12 @@ def learn(
         method: a method, or the name of one, of a preset, or a combination ("der++ + online-ewc").
         network: name in :data:`unteach.continual.networks.networks`, a module, or a function that makes one.
         plugin: refresh, SAM, ...; None trains plainly.
-        training: epochs, batches, rates.
+        training: epochs, batches, learning rates.
         seed: root of all random draws.
         out: folder for checkpoints and the log; the same call goes on where it was stopped, bit for bit.
         save_every: steps between checkpoints.
         device: default: a GPU when there is one.
-        progress: show a bar.
+        events: told of each step; an exception from it stops the run.
         options: of the network.
 
     Returns:
@@ -173,94 +132,99 @@ def learn(
         NumericsError: training diverged.
         CheckpointError: ``out`` holds another run.
     """
-    method = make(method) if isinstance(method, str) else method
-    plugin = make_plugin(plugin) if isinstance(plugin, str) else plugin
-    training = training or Training()
-    _fits(stream, method, training, plugin)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net = networks.build(network, stream.shape, stream.classes, seed, **dict(options or {}))
-    if plugin is not None:
-        training = dataclasses.replace(training, lr=training.lr * plugin.lr_factor())
-    learner = Learner(stream, method, net, training, seed, place)
-    if isinstance(plugin, Refresh) and plugin.gamma and plugin.loss == "memory" and not learner.objective.has_memory:
-        raise ConfigError(
-            f"'{plugin.name}' with loss='memory' has nothing to unlearn",
-            found=f"no term of '{method.label}' reads a memory",
-            fix="use loss='current' or 'host', or a method with a memory term such as 'er'",
-        )
-    running = plugin.start(learner) if plugin is not None else None
-    if running is not None:
-        for warning in running.warnings():
-            log.warning("%s", warning)
-    stages = list(_stages(learner))
-    learner.check_batches({stream.tasks[stage.tasks[-1]].name: stage.samples for stage in stages})
-    config = {
-        "stream": {"name": stream.name, "scenario": stream.scenario, "digest": stream.digest()},
-        "method": method.to_dict(),
-        "plug-in": None if plugin is None else plugin.to_dict(),
-        "training": training.to_dict(),
-        "network": network if isinstance(network, str) else type(net).__name__,
-        "options": dict(options or {}),
-        "parameters": sum(p.numel() for p in learner.params),
-    }
-    done = _Progress()
-    held: dict[str, Any] = {"learner": learner, "progress": done}
-    if running is not None:
-        held["plug-in"] = running
-    loop = Loop(
-        steps=stages[-1].last + 1,
-        seed=seed,
-        params=dict(zip(learner.names, learner.params, strict=True)),
-        state=held,
-        config=config,
-        out=out,
-        save_every=save_every,
-        log_every=50,
-        progress=progress,
-        label=f"{method.label}{'' if plugin is None else ' + ' + plugin.name}, seed {seed}",
+    trainer = Trainer(
+        stream, method, network=network, plugin=plugin, training=training, seed=seed, device=device, options=options
     )
-    run = _Run(learner, plugin, running, stages, done)
-    loop.run(run.step)
-    learner.model.eval()
-    record = {
-        "rows": done.rows,
-        "untrained": done.untrained,
-        "passes": done.passes,
-        "warnings": list(dict.fromkeys(w for row in done.rows for w in row["warnings"])),
-        "test_sizes": [len(task.test_y) for task in stream.tasks],
-        "task_names": [task.name for task in stream.tasks],
-    }
-    return Outcome(learner.network, {**loop.config}, record, learner)
+    return trainer.run(out, save_every=save_every, events=events)
 
 
-def learn_seeds(stream: Stream, method: AnyMethod | str, seeds: Sequence[int], **arguments: Any) -> list[Outcome]:
-    """:func:`learn` for several seeds; with ``out``, each in its own folder ``out/SEED``.
+class Trainer:
+    """One run, ready to begin: the network, the method's objective, the plug-in's state.
 
-    A network that is given as a module is copied for each seed and left as it was.
+    Args and errors of :func:`learn`; making one refuses what does not fit together, and trains nothing.
     """
-    if not seeds:
-        raise ConfigError("no seeds were given", fix="give at least one, such as [0, 1, 2]")
-    out, network = arguments.pop("out", None), arguments.pop("network", "small-conv")
-    outcomes = []
-    for seed in seeds:
-        own = copy.deepcopy(network) if isinstance(network, nn.Module) else network
-        folder = None if out is None else Path(out) / str(seed)
-        outcomes.append(learn(stream, method, network=own, seed=seed, out=folder, **arguments))
-    return outcomes
-
-
-class _Run:
-    """The step function of the loop."""
 
     def __init__(
-        self, learner: Learner, plugin: Plugin | None, running: Running | None, stages: list[_Stage], done: _Progress
+        self,
+        stream: Stream,
+        method: AnyMethod | str,
+        *,
+        network: str | nn.Module | Callable[..., nn.Module] = "small-conv",
+        plugin: Plugin | str | None = None,
+        training: Training | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.learner, self.plugin, self.running, self.stages, self.done = learner, plugin, running, stages, done
+        method = make(method) if isinstance(method, str) else method
+        plugin = plugins.make(plugin) if isinstance(plugin, str) else plugin
+        training = training or Training()
+        _fits(stream, method, training, plugin)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        net = networks.build(network, stream.shape, stream.classes, seed, **dict(options or {}))
+        if plugin is not None:
+            training = dataclasses.replace(training, learning_rate=training.learning_rate * plugin.lr_factor())
+        learner = Learner(stream, net, training, seed, place, method.wrap)
+        own = method.optimizer(learner)
+        if own is not None:
+            learner.optimizer, learner.own_optimizer = own, True
+        learner.memory = method.memory(learner)
+        self.method, self.plugin, self.learner = method, plugin, learner
+        self.objective = Objective(method.terms(learner), method.rule(learner))
+        if isinstance(plugin, Refresh) and plugin.gamma and plugin.loss == "memory" and not self.objective.has_memory:
+            raise ConfigError(
+                f"'{plugin.name}' with loss='memory' has nothing to unlearn",
+                found=f"no term of '{method.label}' reads a memory",
+                fix="use loss='current' or 'host', or a method with a memory term such as 'er'",
+            )
+        self.state = None if plugin is None else plugin.start(learner)
+        self.stages = list(_stages(method, learner))
+        learner.check_batches({stream.tasks[stage.tasks[-1]].name: stage.samples for stage in self.stages})
+        self.config = {
+            "stream": {"name": stream.name, "scenario": stream.scenario, "digest": stream.digest()},
+            "method": method.to_dict(),
+            "plug-in": None if plugin is None else plugin.to_dict(),
+            "training": training.to_dict(),
+            "network": network if isinstance(network, str) else type(net).__name__,
+            "options": dict(options or {}),
+            "parameters": sum(p.numel() for p in learner.params),
+        }
+        self.done = _Progress()
         self.entered = -1
-        self.x: Tensor = torch.empty(0)
-        self.y: Tensor = torch.empty(0)
-        self.t: Tensor = torch.empty(0)
+        self.x = self.y = self.t = torch.empty(0)
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def run(self, out: Path | None = None, *, save_every: int = 1000, events: Events = SILENT) -> Outcome:
+        """Train through the whole stream; see :func:`learn`."""
+        learner, held = self.learner, dict[str, Stateful](learner=self, progress=self.done)
+        if self.state is not None:
+            held["plug-in"] = self.state
+            for warning in self.state.warnings():
+                log.warning("%s", warning)
+        loop = Loop(
+            steps=self.stages[-1].last + 1,
+            seed=learner.seed,
+            params=dict(zip(learner.names, learner.params, strict=True)),
+            state=held,
+            config=self.config,
+            out=out,
+            save_every=save_every,
+            log_every=LOG_EVERY,
+            events=events,
+            label=f"{self.method.label}{'' if self.plugin is None else ' + ' + self.plugin.name}, seed {learner.seed}",
+        )
+        loop.run(self.step)
+        learner.model.eval()
+        assert self.done.untrained is not None
+        return Outcome(
+            learner.network,
+            {**loop.config},
+            tuple(self.done.rows),
+            self.done.untrained,
+            self.done.passes,
+            learner,
+            self.objective,
+        )
 
     def step(self, step: Step) -> dict[str, Tensor | float]:
         """One step of training, with what happens at the ends of tasks."""
@@ -271,38 +235,34 @@ class _Run:
         batch, x = self._batch(stage, step.index)
         weight = 1.0 if self.plugin is None else self.plugin.data_weight(learner.lr)
         view = View(learner, batch, step.index, weight)
-        host = _Host(learner, view, step.index)
-        if self.running is None:
-            host.update(host.gradient())
+        context = StepContext(learner, self.objective, view)
+        if self.state is None:
+            context.update(context.gradient())
             found: Mapping[str, Tensor] = {}
         else:
-            found = self.running.step(host)
-        learner.method.remember(view, x)
+            found = self.state.step(context)
+        self.method.remember(view, x)
         self.done.passes += view.passes
         self.done.seconds += time.perf_counter() - begin
         if step.index == stage.last:
             self._leave(stage)
-        if (step.index + 1) % 50 and step.index + 1 < step.total:
+        if (step.index + 1) % LOG_EVERY and step.index + 1 < step.total:
             return {}
-        losses = {} if host.loss is None else {"loss": host.loss}
+        losses = {} if context.loss is None else {"loss": context.loss}
         return {"task": float(stage.index), **losses, **found}
 
     def _enter(self, stage: _Stage, anew: bool) -> None:
         learner = self.learner
         if anew and stage.first == 0:
-            self.done.untrained = dataclasses.asdict(evaluate(learner))
-            learner.model.train()
+            self.done.untrained = evaluate(learner, self.method.scores)
         self.entered = stage.index
-        learner.task, learner.stage_tasks = stage.tasks[-1], list(stage.tasks)
         self.x = torch.cat([learner.data[task][0] for task in stage.tasks])
         self.y = torch.cat([learner.data[task][1] for task in stage.tasks])
         self.t = torch.cat([torch.full_like(learner.data[task][1], task) for task in stage.tasks])
         self.order = (-1, torch.empty(0))
-        learner.model.train()
-        if anew:
-            learner.begin_task()
-        else:
-            learner.current = learner.task_columns[learner.stage_tasks].any(0)
+        learner.begin_stage(stage.tasks, anew=anew)
+        if anew and learner.stream.boundaries:
+            self.objective.begin_task(learner)
 
     def _batch(self, stage: _Stage, index: int) -> tuple[Batch, Tensor]:
         learner = self.learner
@@ -312,7 +272,7 @@ class _Run:
             order = seeds.permutation(stage.samples, learner.seed, "order", stage.index, epoch)
             self.order = (epoch, (order if shuffled else torch.arange(stage.samples)).to(learner.device))
         drops = sum(epoch >= milestone for milestone in learner.settings.milestones)
-        learner.lr = learner.settings.lr * learner.settings.lr_decay**drops
+        learner.lr = learner.settings.learning_rate * learner.settings.lr_decay**drops
         if not learner.own_optimizer:
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.lr
@@ -330,32 +290,43 @@ class _Run:
         if not all(bool(torch.isfinite(p).all()) for p in learner.params):
             raise NumericsError(
                 f"the weights are not finite after task {stage.tasks[-1] + 1}",
-                found=f"'{learner.method.label}' at learning rate {learner.lr:g}",
+                found=f"'{self.method.label}' at learning rate {learner.lr:g}",
                 fix="lower the learning rate or the strength of the method, or clip the gradient",
             )
         if learner.stream.boundaries:
-            learner.end_task()
-            if self.running is not None:
-                self.running.end_task(learner)
+            self.objective.end_task(learner)
+            self.method.end_task(learner)
+            if self.objective.needs_old:
+                learner.old = learner.snapshot()
+            if self.state is not None:
+                self.state.end_task(learner)
         train = done.seconds + time.perf_counter() - begin
         begin = time.perf_counter()
-        measured: Evaluation = evaluate(learner)
+        measured = evaluate(learner, self.method.scores)
         learner.model.train()
-        done.rows.append(
-            {
-                "task": stage.tasks[-1],
-                **dataclasses.asdict(measured),
-                "seconds": {"train": train, "evaluate": time.perf_counter() - begin},
-                "diagnostics": {} if self.running is None else self.running.summary(),
-                "warnings": [] if self.running is None else self.running.warnings(),
-            }
+        row = TaskRow(
+            **vars(measured),
+            task=stage.tasks[-1],
+            seconds={"train": train, "evaluate": time.perf_counter() - begin},
+            diagnostics={} if self.state is None else self.state.summary(),
+            warnings=[] if self.state is None else self.state.warnings(),
         )
+        done.rows.append(row)
         done.seconds = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves apart from the parameters, the plug-in's state and what was measured."""
+        return {**self.learner.state_dict(), **self.objective.state_dict()}
 
-def _stages(learner: Learner) -> Iterator[_Stage]:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        self.learner.load_state_dict(state)
+        self.objective.load_state_dict(state)
+
+
+def _stages(method: AnyMethod, learner: Learner) -> Iterator[_Stage]:
     first = 0
-    for index, tasks in enumerate(learner.method.stages(len(learner.stream.tasks))):
+    for index, tasks in enumerate(method.stages(len(learner.stream.tasks))):
         if not tasks:
             continue
         samples = sum(len(learner.data[task][1]) for task in tasks)
@@ -382,9 +353,3 @@ def _fits(stream: Stream, method: AnyMethod, training: Training, plugin: Plugin 
         )
     if problems:
         raise ConfigError.many(problems, where="the run")
-
-
-def save_outcome(outcome: Outcome, path: Path) -> Path:
-    """Write the trained weights with the run's configuration in the header (safetensors)."""
-    tensors = {name: value.detach() for name, value in outcome.model.state_dict().items()}
-    return state.save(path, tensors, {"config": outcome.config})

@@ -1,14 +1,17 @@
 """One pass over the test sets gives everything: Class-IL, Task-IL and calibration come from the same logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
+from unteach.continual.learner import Learner
+from unteach.continual.metrics import calibration_error
+
+Scores = Callable[[Learner, Tensor], Tensor | None]
+"""Scores (B, C) to judge by in place of the logits, or None for the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +33,26 @@ class Evaluation:
     nll: float
 
 
-@torch.no_grad()
-def evaluate(learner: "Learner") -> Evaluation:
-    """Measure the network on every task's test set, in one pass; the model is left in evaluation mode."""
-    from unteach.continual.metrics import calibration_error
+@dataclass(frozen=True, kw_only=True)
+class TaskRow(Evaluation):
+    """What was measured after a task.
 
+    Attributes:
+        task: the task, from 0.
+        seconds: wall time of its training ("train") and of the evaluation ("evaluate").
+        diagnostics: the plug-in's.
+        warnings: the plug-in's, in words.
+    """
+
+    task: int
+    seconds: dict[str, float]
+    diagnostics: dict[str, float]
+    warnings: list[str]
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, scores: Scores) -> Evaluation:
+    """Measure the network on every task's test set, in one pass; the model is left in evaluation mode."""
     learner.model.eval()
     columns, seen = learner.task_columns, learner.seen
     allowed = torch.ones_like(seen) if learner.settings.head == "all" or not bool(seen.any()) else seen
@@ -45,12 +63,12 @@ def evaluate(learner: "Learner") -> Evaluation:
     correct: list[Tensor] = []
     surprise: list[Tensor] = []
     for task, own in zip(learner.stream.tasks, columns, strict=True):
-        scores, y = _scores(learner, task.test_x), task.test_y.to(learner.device)
-        masked = scores.masked_fill(~allowed, -torch.inf)
+        found, y = _scored(learner, scores, task.test_x), task.test_y.to(learner.device)
+        masked = found.masked_fill(~allowed, -torch.inf)
         hits = masked.argmax(-1) == y
         class_il.append(hits.float().mean())
-        all_heads.append((scores.argmax(-1) == y).float().mean())
-        task_il.append((scores.masked_fill(~own, -torch.inf).argmax(-1) == y).float().mean())
+        all_heads.append((found.argmax(-1) == y).float().mean())
+        task_il.append((found.masked_fill(~own, -torch.inf).argmax(-1) == y).float().mean())
         known = allowed[y]
         logp = F.log_softmax(masked.double(), -1)
         confidence.append(logp.max(-1).values.exp()[known])
@@ -66,10 +84,10 @@ def evaluate(learner: "Learner") -> Evaluation:
     )
 
 
-def _scores(learner: "Learner", x: Tensor) -> Tensor:
-    size, found = learner.settings.eval_batch, []
-    for start in range(0, len(x), size):
-        batch = learner.views(x[start : start + size].to(learner.device), None)
-        own = learner.method.scores(learner, batch)
-        found.append(learner.forward(batch) if own is None else own)
-    return torch.cat(found)
+def _scored(learner: Learner, scores: Scores, x: Tensor) -> Tensor:
+    parts = []
+    for rows in torch.split(x, learner.settings.eval_batch_size):
+        batch = learner.views(rows.to(learner.device), None)
+        own = scores(learner, batch)
+        parts.append(learner.forward(batch) if own is None else own)
+    return torch.cat(parts)

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from unteach.continual import augment
-from unteach.continual.memory import Memory
-from unteach.continual.method import AnyMethod, Rule
-from unteach.continual.objective import Batch, Objective
-from unteach.continual.stream import Stream
+from unteach.continual.batch import Batch
+from unteach.continual.memory.buffer import Memory
+from unteach.continual.streams.base import Stream
 from unteach.core import seeds
 from unteach.core.kernels import channels_last_is_safe, mend_group_norms
 from unteach.core.settings import Settings, setting
@@ -27,9 +26,9 @@ class Training(Settings):
     Args:
         epochs: passes over each task's data.
         batch_size: samples a step of the current task.
-        memory_batch: samples a draw from memory.
+        memory_batch_size: samples a draw from memory.
         optimizer: "sgd" or "adamw".
-        lr: learning rate.
+        learning_rate: learning rate, η.
         momentum: of SGD.
         weight_decay: of the optimiser.
         milestones: epochs of each task after which the rate is multiplied by ``lr_decay``.
@@ -42,17 +41,22 @@ class Training(Settings):
         channels_last: keep images and convolutions with channels innermost, which is faster on most machines (other
             rounding, so other bits). Left off where a strided 1x1 convolution has fewer than 8 inputs.
         compile: compile the network (worth it on a GPU).
-        eval_batch: samples a batch when evaluating.
+        eval_batch_size: samples a batch when evaluating.
     """
 
     kind: ClassVar[str] = "training"
     name: ClassVar[str] = "training"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "lr": "learning_rate",
+        "memory_batch": "memory_batch_size",
+        "eval_batch": "eval_batch_size",
+    }
 
     epochs: int = setting(5, low=1)
     batch_size: int = setting(32, low=1)
-    memory_batch: int = setting(32, low=1)
+    memory_batch_size: int = setting(32, low=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = setting(0.03, above=0)
+    learning_rate: float = setting(0.03, above=0)
     momentum: float = setting(0.0, low=0, high=1)
     weight_decay: float = setting(0.0, low=0)
     milestones: tuple[int, ...] = ()
@@ -64,11 +68,19 @@ class Training(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     channels_last: bool = True
-    eval_batch: int = setting(512, low=1)
+    eval_batch_size: int = setting(512, low=1)
 
 
 class Learner:
-    """One run: a network on its way through a stream.
+    """A network on its way through a stream: what terms, rules and plug-ins may ask of a run.
+
+    Args:
+        stream: the tasks.
+        network: the network.
+        settings: of training.
+        seed: root of all random draws.
+        device: where everything is.
+        wrap: makes the module that is trained, of the network as it is on the device.
 
     Attributes:
         model: the network that is trained.
@@ -78,6 +90,7 @@ class Learner:
         seen: classes seen so far, bool (C,).
         current: classes of the current task, bool (C,).
         task_columns: classes of each task, bool (T, C).
+        optimizer: the run's; ``own_optimizer`` says that the method put another in its place.
         memory: the method's memory, or None.
         old: the network as it was when the last task ended (only if a term needs it).
         lr: the current learning rate.
@@ -85,9 +98,15 @@ class Learner:
     """
 
     def __init__(
-        self, stream: Stream, method: AnyMethod, network: nn.Module, settings: Training, seed: int, device: torch.device
+        self,
+        stream: Stream,
+        network: nn.Module,
+        settings: Training,
+        seed: int,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
-        self.stream, self.method, self.settings, self.seed, self.device = stream, method, settings, seed, device
+        self.stream, self.settings, self.seed, self.device = stream, settings, seed, device
         self.classes = stream.classes
         self.network = network.to(device)
         images, safe = len(stream.shape) == 3 and stream.shape[0] < 64, channels_last_is_safe(network)
@@ -97,12 +116,12 @@ class Learner:
             self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.needs_two = needs_two(self.network, stream.shape)
         mend_group_norms(self.network)
-        self.model = method.wrap(self.network)
+        self.model = wrap(self.network)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names, self.params = [name for name, _ in named], [p for _, p in named]
         self._initial = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self.data = [(task.x.to(device), task.y.to(device)) for task in stream.tasks]
-        self.lr = settings.lr
+        self.lr = settings.learning_rate
         self.task = 0
         self.stage_tasks: list[int] = [0]
         self.seen = torch.zeros(self.classes, dtype=torch.bool, device=device)
@@ -116,20 +135,17 @@ class Learner:
             isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules()
         ) or getattr(self.model, "random", False)
         self._forward = torch.compile(self.model) if settings.compile else self.model
-        own = method.optimizer(self)
-        self.own_optimizer = own is not None
-        self.optimizer = own or self._optimizer()
-        self.memory: Memory | None = method.memory(self)
-        self.objective = Objective(method.terms(self))
-        self.rule: Rule | None = method.rule(self)
-        self.needs_old = any(term.uses_old for term in self.objective.terms)
-        self.watchers = [term for term in self.objective.terms if term.watches]
+        self.own_optimizer = False
+        self.optimizer: torch.optim.Optimizer = self._optimizer()
+        self.memory: Memory | None = None
 
     def _optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
         if s.optimizer == "adamw":
-            return torch.optim.AdamW(self.params, lr=s.lr, weight_decay=s.weight_decay, foreach=True)
-        return torch.optim.SGD(self.params, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay, foreach=True)
+            return torch.optim.AdamW(self.params, lr=s.learning_rate, weight_decay=s.weight_decay, foreach=True)
+        return torch.optim.SGD(
+            self.params, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, foreach=True
+        )
 
     def generator(self, purpose: str, *index: int) -> torch.Generator:
         """Random numbers for one purpose; a function of the seed, the purpose and the index alone."""
@@ -157,7 +173,7 @@ class Learner:
             return
         sizes = {"batch_size": self.settings.batch_size}
         if self.memory is not None:
-            sizes["memory_batch"] = self.settings.memory_batch
+            sizes["memory_batch_size"] = self.settings.memory_batch_size
         problems = [f"{name} is 1: use 2 or more" for name, size in sizes.items() if size == 1]
         problems += [f"the task '{name}' has one sample: give it more" for name, n in samples.items() if n == 1]
         if problems:
@@ -167,27 +183,20 @@ class Learner:
         """Logits (B, C) in float32; a single sample that batch norm cannot take sees the running statistics."""
         if self.needs_two and len(x) == 1 and self.model.training:
             with running_statistics(self.model):
-                return self._logits(x)
-        return self._logits(x)
+                return self._logits(self._forward, x)
+        return self._logits(self._forward, x)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        if self.settings.precision == "bf16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                out: Tensor = self._forward(x)
-        else:
-            out = self._forward(x)
+    def _logits(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        half = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext():
+            out = network(x)
         return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 
     @torch.no_grad()
     def forward_old(self, x: Tensor) -> Tensor:
         """Logits (B, C) of the network as it was when the last task ended."""
         assert self.old is not None
-        if self.settings.precision == "bf16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                out: Tensor = self.old(x)
-        else:
-            out = self.old(x)
-        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+        return self._logits(self.old, x)
 
     def snapshot(self) -> nn.Module:
         """A frozen copy of the model in evaluation mode."""
@@ -211,7 +220,7 @@ class Learner:
         if self.memory is None or len(self.memory) == 0:
             return None
         generator = self.generator(f"memory {key}", step)
-        drawn = self.memory.draw(size or self.settings.memory_batch, generator, task=task)
+        drawn = self.memory.draw(size or self.settings.memory_batch_size, generator, task=task)
         if len(drawn.y) == 0:
             return None
         return Batch(self.views(drawn.x, generator), drawn.y, drawn.logits, drawn.task, drawn.slots)
@@ -228,28 +237,15 @@ class Learner:
             task = torch.full((len(rows),), self.task, device=self.device)
             yield Batch(self.views(x[rows], generator), y[rows], task=task, current=len(rows))
 
-    def begin_task(self) -> None:
-        """A task begins: its classes are seen, terms and rule are told."""
-        if self.stream.boundaries:  # else classes are seen as their samples come
-            self.seen |= self.task_columns[self.stage_tasks].any(0)
+    def begin_stage(self, tasks: Sequence[int], *, anew: bool = True) -> None:
+        """Training on these tasks' data begins; not anew where a run goes on within it."""
+        self.task, self.stage_tasks = tasks[-1], list(tasks)
         self.current = self.task_columns[self.stage_tasks].any(0)
-        if self.settings.reset_optimizer and self.stream.boundaries:
-            self.optimizer.state.clear()
-        if self.stream.boundaries:
-            for term in self.objective.terms:
-                term.begin_task(self)
-            if self.rule is not None:
-                self.rule.begin_task(self)
-
-    def end_task(self) -> None:
-        """A task has ended: terms, rule and method are told, and a copy is kept if a term needs the old network."""
-        for term in self.objective.terms:
-            term.end_task(self)
-        if self.rule is not None:
-            self.rule.end_task(self)
-        self.method.end_task(self)
-        if self.needs_old:
-            self.old = self.snapshot()
+        self.model.train()
+        if anew and self.stream.boundaries:  # else classes are seen as their samples come
+            self.seen |= self.current
+            if self.settings.reset_optimizer:
+                self.optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves apart from the parameters."""
@@ -258,8 +254,6 @@ class Learner:
             "buffers": buffers,
             "optimizer": self.optimizer.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
-            "objective": self.objective.state_dict(),
-            "rule": None if self.rule is None else self.rule.state_dict(),
             "old": None if self.old is None else dict(self.old.state_dict()),
             "seen": self.seen,
         }
@@ -273,9 +267,6 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.memory is not None:
             self.memory.load_state_dict(state["memory"])
-        self.objective.load_state_dict(state["objective"])
-        if self.rule is not None:
-            self.rule.load_state_dict(state["rule"])
         if state["old"] is not None:
             self.old = self.snapshot()
             self.old.load_state_dict(state["old"])

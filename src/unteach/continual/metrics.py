@@ -265,17 +265,16 @@ def summary(
     return found
 
 
-def matrix_of(rows: Sequence[Mapping[str, Any]], kind: str, tasks: int) -> list[list[float | None]]:
-    """T x T accuracies from the engine's records, None for tasks after which nothing was measured.
+def matrix_of(rows: Mapping[int, Row], tasks: int) -> list[list[float | None]]:
+    """T x T accuracies from those after each task, None for tasks after which nothing was measured.
 
     Args:
-        rows: one record an evaluation, with ``"task"`` (from 0) and ``kind``: accuracies on all tasks (T).
-        kind: "class_il", "class_il_all_heads" or "task_il".
+        rows: task (from 0) to accuracies on all tasks (T).
         tasks: T.
     """
     found: list[list[float | None]] = [[None] * tasks for _ in range(tasks)]
-    for row in rows:
-        found[row["task"]] = _vector(row[kind], tasks, f"accuracies after task {row['task'] + 1}")
+    for task, row in rows.items():
+        found[task] = _vector(row, tasks, f"accuracies after task {task + 1}")
     return found
 
 

@@ -1,40 +1,15 @@
 """One step of training as the terms of a method see it: the current batch, draws from memory, outputs."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
+from unteach.continual.batch import Batch
+from unteach.continual.learner import Learner
 
 Loss = Literal["host", "current", "memory"]
 """Which part of the objective: all of it, the task loss of the current batch, what memory's samples contribute."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples as the network sees them.
-
-    Attributes:
-        x: (B, ...), float, augmented and normalised.
-        y: (B,), int64, labels in the whole head.
-        logits: (B, C), the network's outputs when each sample was stored; None where nothing was stored.
-        task: (B,), int64, the task each sample came with.
-        slots: (B,), int64, places in the memory; None for the current batch.
-        current: how many of the first samples are of the current batch.
-    """
-
-    x: Tensor
-    y: Tensor
-    logits: Tensor | None = None
-    task: Tensor | None = None
-    slots: Tensor | None = None
-    current: int = 0
-
-    def __len__(self) -> int:
-        return len(self.y)
 
 
 class View:
@@ -50,14 +25,14 @@ class View:
         last: logits (B, C) of the current batch from the latest pass, detached; what memory stores.
     """
 
-    def __init__(self, learner: "Learner", batch: Batch, index: int, data_weight: float = 1.0) -> None:
+    def __init__(self, learner: Learner, batch: Batch, index: int, data_weight: float = 1.0) -> None:
         self.learner, self.batch, self.index, self.data_weight = learner, batch, index, data_weight
         self.which: Loss = "host"
         self.passes = 0
         self.last: Tensor | None = None
         self._draws: dict[str, Batch | None] = {}
-        self._outputs: dict[int, tuple[Batch, Tensor]] = {}  # the batch is held, or its id could come again
-        self._old: dict[int, tuple[Batch, Tensor]] = {}
+        self._outputs: dict[Batch, Tensor] = {}
+        self._old: dict[Batch, Tensor] = {}
 
     @property
     def params(self) -> list[Tensor]:
@@ -101,11 +76,9 @@ class View:
 
     def output(self, batch: Batch) -> Tensor:
         """Logits (B, C), float32, with a graph; one pass a batch and position of the weights."""
-        if id(batch) in self._outputs:
-            known = self._outputs[id(batch)][1]
-        else:
-            known = self.learner.forward(batch.x)
-            self._outputs[id(batch)] = batch, known
+        known = self._outputs.get(batch)
+        if known is None:
+            known = self._outputs[batch] = self.learner.forward(batch.x)
             self.passes += 1
             if batch is self.batch:
                 self.last = known.detach()
@@ -117,9 +90,9 @@ class View:
         """Logits (B, C) of the network as it was when the last task ended; None in the first task."""
         if self.learner.old is None:
             return None
-        if id(batch) not in self._old:
-            self._old[id(batch)] = batch, self.learner.forward_old(batch.x)
-        return self._old[id(batch)][1]
+        if batch not in self._old:
+            self._old[batch] = self.learner.forward_old(batch.x)
+        return self._old[batch]
 
     def moved(self) -> None:
         """The weights have moved: outputs are worked out anew."""

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +18,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce as all_reduce
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from unteach.core import places, seeds
 from unteach.core import state as files
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.errors import CheckpointError, ConfigError, NumericsError
 
 log = logging.getLogger(__name__)
@@ -103,9 +104,8 @@ class Loop:
         out: folder for ``state.safetensors`` and ``log.jsonl``; None keeps nothing on disk.
         save_every: steps between checkpoints.
         log_every: steps between records.
-        progress: show a progress bar (command line only; the library is silent).
-        label: the word before the bar.
-        on_step: called after each step with the next step's index; an exception from it stops the run.
+        events: told of each step and of what is logged; an exception from it stops the run.
+        label: what the events call this stage.
     """
 
     def __init__(
@@ -119,9 +119,8 @@ class Loop:
         out: Path | None = None,
         save_every: int = 25,
         log_every: int = 10,
-        progress: bool = False,
+        events: Events = SILENT,
         label: str = "train",
-        on_step: Callable[[int], None] | None = None,
     ) -> None:
         if steps < 0:
             raise ConfigError("the number of steps is negative", found=steps)
@@ -131,8 +130,7 @@ class Loop:
         self.state = dict(state or {})
         # Through JSON at once: what cannot be compared later fails here, not at the first checkpoint.
         self.config = json.loads(files.canonical({"steps": steps, "seed": seed, **dict(config or {})}))
-        self.save_every, self.log_every, self.progress, self.label = save_every, log_every, progress, label
-        self.on_step = on_step
+        self.save_every, self.log_every, self.events, self.label = save_every, log_every, events, label
         process = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.world = process.process_index, process.num_processes
 
@@ -156,7 +154,6 @@ class Loop:
         history.records = self._trim_log(first)
         PartialState().wait_for_everyone()  # nobody writes before everybody has read
         begin, saved = time.monotonic(), first
-        bar = tqdm(total=self.steps, initial=first, desc=self.label, disable=not (self.progress and self.rank == 0))
         index = first
         try:
             for index in range(first, self.steps):
@@ -164,17 +161,15 @@ class Loop:
                 if self._bad(values):
                     shown = _numbers(values)
                     raise self._diverged("a loss", index + 1, shown, saved)
-                bar.update()
                 if (index + 1) % self.log_every == 0 or index + 1 == self.steps:
-                    self._log(history, index, values, bar)
+                    self._log(history, index, values)
                 if (index + 1) % self.save_every == 0 or index + 1 == self.steps:
                     broken = [name for name, p in self.params.items() if not bool(torch.isfinite(p).all())]
                     if broken:
                         raise self._diverged("a parameter", index + 1, ", ".join(broken[:3]), saved)
                     self._save(index + 1)
                     saved = index + 1
-                if self.on_step is not None:
-                    self.on_step(index + 1)
+                self.events.step(self.label, index + 1, self.steps)
         except KeyboardInterrupt:
             # It may have come in the middle of an update: the last checkpoint is the last whole state.
             onward = f"the same command goes on from step {saved}" if self.out else "nothing was kept"
@@ -184,7 +179,7 @@ class Loop:
             log.error("training diverged at step %d", index + 1)
             raise
         finally:
-            bar.close()
+            self.events.close()
             history.seconds = time.monotonic() - begin
         return history
 
@@ -202,13 +197,11 @@ class Loop:
             fix="lower the learning rate or clip the gradient, and start in a new folder",
         )
 
-    def _log(self, history: History, index: int, values: Mapping[str, float | Tensor], bar: Any) -> None:
-        record: dict[str, float] = {
-            "step": index + 1,
-            **_numbers(values),
-        }
+    def _log(self, history: History, index: int, values: Mapping[str, float | Tensor]) -> None:
+        numbers = _numbers(values)
+        record: dict[str, float] = {"step": index + 1, **numbers}
         history.records.append(record)
-        bar.set_postfix({name: f"{value:.3g}" for name, value in record.items() if name != "step"}, refresh=False)
+        self.events.metrics(self.label, index + 1, numbers)
         if self.out is not None and self.rank == 0:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -246,12 +239,8 @@ class Loop:
         tensors, meta = files.load(self.path)
         step, config, kept = (meta.get(key) for key in ("step", "config", "state"))
         if meta.get("fingerprint") != files.fingerprint(self.config):
-            known = config if isinstance(config, dict) else {}
-            raise CheckpointError(
-                f"{self.path} belongs to another configuration",
-                found=", ".join(_differences(known, self.config)) or "another layout",
-                fix="use the old settings to go on with it, or another output folder to start anew",
-            )
+            same(self.path, config, self.config)
+            raise self._other("a configuration that was edited")
         names = {name.removeprefix("params/") for name in tensors if name.startswith("params/")}
         if not isinstance(kept, dict) or names != set(self.params) or set(kept) != set(self.state):
             states = sorted(kept) if isinstance(kept, dict) else kept
@@ -307,16 +296,6 @@ class Loop:
 
 def _numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {k: float(v.detach() if isinstance(v, Tensor) else v) for k, v in values.items()}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    new = json.loads(files.canonical(dict(new)))
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} was {a!r}, is now {b!r}"
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

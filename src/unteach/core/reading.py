@@ -15,7 +15,7 @@ import yaml
 
 from unteach.errors import CheckpointError, UnteachError, shorten
 
-__all__ = ["DEPTH", "Dumper", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml"]
+__all__ = ["DEPTH", "parse_json", "parse_yaml", "read_json", "read_text", "read_yaml", "to_yaml"]
 
 DEPTH = 64
 """Levels of lists and tables."""
@@ -57,12 +57,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class Dumper(yaml.SafeDumper):
-    """Writes what :func:`parse_yaml` reads: what stands in two places is written twice."""
+class _Dumper(yaml.SafeDumper):
+    """What stands in two places is written twice; lists of texts run on, broken between texts."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
         return True
+
+    def write_single_quoted(self, text: str, split: bool = True) -> None:
+        super().write_single_quoted(text, split=False)
+
+    def write_plain(self, text: str, split: bool = True) -> None:
+        super().write_plain(text, split=False)
+
+
+def _running(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.SequenceNode:
+    texts = all(isinstance(item, str) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=texts)
+
+
+_Dumper.add_representer(list, _running)
+
+
+def to_yaml(data: Any) -> str:
+    """Readable YAML that :func:`parse_yaml` reads back."""
+    made: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return made.rstrip()
 
 
 # A date is a text here: "title: 2026-01-31" means what it says.
@@ -79,18 +98,24 @@ def read_text(path: Path, *, limit: int, error: type[UnteachError] = CheckpointE
         UnteachError: of the kind ``error``: missing, not a regular file, too long, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error(f"{path} is not a regular file", fix="give a file")
             data = file.read(limit + 1)
     except (OSError, ValueError) as refused:  # ValueError: a name with a zero byte
-        raise error(f"cannot read {path}", found=getattr(refused, "strerror", None) or refused) from refused
+        found = getattr(refused, "strerror", None) or refused
+        raise error(f"cannot read {path}", found=found, fix="check the path") from refused
     if len(data) > limit:
         raise error(f"{path} is too long to be read", found=f"more than {limit} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as broken:
         raise error(f"{path} is not a text in UTF-8", found=broken, fix="save it as UTF-8") from broken
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end, where the path is a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse_yaml(text: str, where: str, *, error: type[UnteachError] = CheckpointError) -> Any:
@@ -130,9 +155,9 @@ def parse_json(text: str, where: str, *, error: type[UnteachError] = CheckpointE
     return value
 
 
-def read_json(path: Path, *, error: type[UnteachError] = CheckpointError) -> Any:
-    """Plain data from a JSON file of at most 256 MiB; errors as in :func:`read_text` and :func:`parse_json`."""
-    return parse_json(read_text(path, limit=JSON_LIMIT, error=error), str(path), error=error)
+def read_json(path: Path, *, limit: int = JSON_LIMIT, error: type[UnteachError] = CheckpointError) -> Any:
+    """Plain data from a JSON file of at most ``limit`` bytes; errors as in :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path, limit=limit, error=error), str(path), error=error)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from unteach.errors import ConfigError
 
@@ -64,3 +64,56 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All registered names, sorted."""
         return sorted(self._items)
+
+
+class Configuration(Protocol):
+    """What :class:`Methods` makes: a frozen class with checked fields (:class:`unteach.core.settings.Settings`)."""
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration with these settings."""
+
+
+C = TypeVar("C", bound=Configuration)
+
+
+class Methods(Registry[type[C]]):
+    """Every configuration of one kind by name, with presets: erasers, guards, attacks, learners, plug-ins, judges.
+
+    One register line a method, ``@methods.add("name")``, and one a preset, ``methods.preset("name", "of", steps=400)``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
+        """Preset name to (method name, the settings that differ from the method's defaults)."""
+
+    def preset(self, name: str, of: str, /, **settings: Any) -> None:
+        """Register a preset.
+
+        Raises:
+            ConfigError: the name is taken, or no such method.
+        """
+        if name in self or of not in self:
+            raise ConfigError(f"the preset '{name}' of the {self.kind} '{of}' cannot be registered", found=self.names())
+        self.presets.add(name)((of, settings))
+
+    def make(self, name: object, /, **settings: Any) -> C:
+        """The method or preset of this name, with ``settings`` laid over its own.
+
+        Raises:
+            ConfigError: no such name (near misses are listed), or wrong settings (all are listed).
+        """
+        if isinstance(name, str) and name in self.presets:
+            base, overrides = self.presets[name]
+            return self[base].build({**overrides, **settings})
+        if isinstance(name, str) and name in self:
+            return self[name].build(settings)
+        raise ConfigError(f"no {self.kind} or preset is called {name!r}", fix=near(str(name), [*self, *self.presets]))
+
+    def describe(self, name: str) -> str:
+        """What a method or a preset is, in one line."""
+        if name in self.presets:
+            of, settings = self.presets[name]
+            return " ".join([of, *(f"{key}={value}" for key, value in settings.items())])
+        return re.sub(r":\w+:|`", "", (self[name].__doc__ or "").strip().partition("\n")[0])

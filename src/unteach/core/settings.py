@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
-import cattrs
-
+from unteach.core.convert import Wrong, convert
 from unteach.core.registry import Registry, near
 from unteach.errors import ConfigError
 
 __all__ = ["Settings", "make", "setting"]
+
+log = logging.getLogger(__name__)
 
 
 def setting(default: Any, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
@@ -31,6 +34,8 @@ class Settings:
     kind: ClassVar[str] = "configuration"
     """What messages call it: "method", "plug-in"."""
     name: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Earlier name of a setting to the present one: it still works in :meth:`build`, with a word of warning."""
 
     def __post_init__(self) -> None:
         self._check([])
@@ -41,12 +46,17 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The name (under the key that :attr:`kind` gives) and every setting, as plain data."""
-        return {self.kind: self.name, **_converter.unstructure(self)}
+        values = dataclasses.asdict(self)
+        return {self.kind: self.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}}
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
         """The configuration with these settings and defaults; unknown and wrong ones are reported together."""
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        fields, values = {field.name: field.default for field in dataclasses.fields(cls)}, dict(values)
+        for old in cls.renamed.keys() & values.keys():
+            if cls.renamed[old] not in values:
+                _warn_renamed(cls.kind, old, cls.renamed[old])
+                values[cls.renamed[old]] = values.pop(old)
         unknown = [f"unknown setting '{key}' ({near(str(key), fields)})" for key in values if key not in fields]
         made = object.__new__(cls)
         for name, default in fields.items():
@@ -60,7 +70,7 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             try:
-                value = _converter.structure(value, hints[field.name])
+                value = _value(value, hints[field.name])
             except ValueError as error:
                 found.append(f"{field.name} must be {error}, found {value!r}")
                 continue
@@ -70,6 +80,11 @@ class Settings:
             found = self.mistakes()
         if problems + found:
             raise ConfigError.many(problems + found, where=f"the {self.kind} '{self.name}'")
+
+
+@functools.cache  # once a process
+def _warn_renamed(kind: str, old: str, new: str) -> None:
+    log.warning("'%s' of a %s is called '%s' now; the old name goes with the next version", old, kind, new)
 
 
 S = TypeVar("S", bound=Settings)
@@ -105,63 +120,27 @@ def _outside(name: str, value: Any, bounds: Mapping[str, float]) -> list[str]:
     return [f"{name} must be above {bounds['above']:g}, found {value!r}"] if value <= bounds["above"] else []
 
 
-def _float(value: Any, _: object) -> float:
-    # PyYAML reads 2e-5 (no dot) as text, so text that is a number is taken as one.
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise ValueError("a finite number")
+def _value(value: Any, kind: Any) -> Any:
+    """The value in its declared type; ValueError with what it must be."""
+    inner = next(iter(get_args(kind)), None) if get_origin(kind) is tuple else None
+    if float in (kind, *get_args(kind)):
+        # PyYAML reads 2e-5 (no dot) as text, so text that is a number is taken as one.
+        value = [_number(item) for item in value] if isinstance(value, list | tuple) else _number(value)
+    try:
+        made = convert(value, kind)
+    except Wrong as error:
+        words = error.mistakes[0].removeprefix("must be ").partition(", found ")[0]
+        raise ValueError(_LISTS.get(inner, _LISTS[str]) if inner else words) from error
+    if inner is str and "" in made:
+        raise ValueError(_LISTS[str])
+    return made
 
 
-def _int(value: Any, _: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError("a whole number")
-
-
-def _bool(value: Any, _: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
-
-
-def _str(value: Any, _: object) -> str:
+def _number(value: object) -> object:
     if isinstance(value, str):
-        return value
-    raise ValueError("text")
-
-
-def _items(value: Any, kind: object) -> tuple[Any, ...]:
-    inner = get_args(kind)[0]
-    hook = {int: _int, float: _float}.get(inner)
-    if isinstance(value, list | tuple):
-        if hook is None and all(isinstance(item, str) and item for item in value):
-            return tuple(value)
         with contextlib.suppress(ValueError):
-            return tuple(hook(item, inner) for item in value) if hook is not None else _refuse()
-    raise ValueError({int: "a list of whole numbers", float: "a list of numbers"}.get(inner, "a list of texts"))
+            return float(value)
+    return value
 
 
-def _refuse() -> tuple[Any, ...]:
-    raise ValueError
-
-
-def _literal(value: Any, kind: object) -> Any:
-    if isinstance(value, str) and value in get_args(kind):
-        return value
-    raise ValueError("one of " + ", ".join(map(repr, get_args(kind))))
-
-
-def _origin(kind: Any) -> Any:
-    return get_origin(kind)
-
-
-_converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
-for _kind, _hook in ((float, _float), (int, _int), (bool, _bool), (str, _str)):
-    _converter.register_structure_hook(_kind, _hook)
-_converter.register_structure_hook_func(lambda kind: _origin(kind) is tuple, _items)
-_converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _literal)
+_LISTS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}

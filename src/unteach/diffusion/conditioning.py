@@ -1,7 +1,6 @@
 """What a denoiser is conditioned on, as one batch-shaped value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,27 +8,31 @@ from torch import Tensor
 from unteach.errors import ConfigError
 
 
-@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A batch of encoded prompts.
+    """A batch of encoded prompts: tensors by name, each with one row a prompt. Which there are is the family's matter.
 
-    Attributes:
-        hidden: text encoder states, ``(B, L, D)``.
-        pooled: pooled text embedding, ``(B, P)``, or None in families without one.
-        time_ids: original size, crop corner and target size in pixels, ``(B, 6)``, or None (SDXL only).
+    Args:
+        hidden: text encoder states, ``(B, L, D)``; every family has them.
+        parts: what else the family's denoiser reads, ``(B, ...)`` each, such as a pooled text embedding.
     """
 
-    hidden: Tensor
-    pooled: Tensor | None = None
-    time_ids: Tensor | None = None
+    def __init__(self, hidden: Tensor, **parts: Tensor) -> None:
+        self._parts = {"hidden": hidden, **parts}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parts[name]
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
+    @property
+    def hidden(self) -> Tensor:
+        """Text encoder states, ``(B, L, D)``."""
+        return self._parts["hidden"]
+
     def tensors(self) -> dict[str, Tensor]:
-        """The parts that are present, by attribute name."""
-        parts = {"hidden": self.hidden, "pooled": self.pooled, "time_ids": self.time_ids}
-        return {name: part for name, part in parts.items() if part is not None}
+        """All parts by name."""
+        return dict(self._parts)
 
     def index(self, rows: Sequence[int] | Tensor | slice) -> "Conditioning":
         """The chosen rows, in the order given; a row may come more than once."""

@@ -40,7 +40,7 @@ def check(model: "Model") -> None:
         raise ModelError(
             f"the scheduler {name} does not noise and call the denoiser in the way that is known here",
             found=mistake,
-            fix="use a model with a scheduler of betas, such as DDIM, Euler or DPM-Solver++ in their usual settings",
+            fix=f"use a scheduler that a {type(model.pipe).__name__} is published with, in its usual settings",
         )
 
 
@@ -48,9 +48,8 @@ def _noise(model: "Model", scheduler: Any) -> str:
     """What the scheduler makes of a latent and noise, scaled for the denoiser, against ``Model.noise``; "" if equal."""
     x0, eps = (seeds.randn(model.latent_shape, 0, f"conventions {what}", 0, [0]) for what in ("latent", "noise"))
     for t in (scheduler.timesteps[0], scheduler.timesteps[len(scheduler.timesteps) // 2]):
-        # In copies: a scheduler remembers which steps it was asked for.
-        noisy = copy.deepcopy(scheduler).add_noise(x0, eps, t[None])
-        found = copy.deepcopy(scheduler).scale_model_input(noisy, t)
+        # In a copy: a scheduler remembers which steps it was asked for.
+        found = model.conventions.noised(copy.deepcopy(scheduler), x0, eps, t)
         if mistake := _differs(model, found, t, x0, eps):
             return mistake
     return ""
@@ -59,16 +58,16 @@ def _noise(model: "Model", scheduler: Any) -> str:
 def _differs(model: "Model", found: Tensor, t: Tensor, x0: Tensor, eps: Tensor) -> str:
     if mistake := _no_time(model, t):
         return mistake
-    wanted = model.noise(x0, eps, round(float(t)))
+    wanted = model.noise(x0, eps, model.schedule.nearest(float(t)))
     off = float((found.float() - wanted).norm() / wanted.norm())
     # Written so that NaN is a difference.
     return "" if off <= _NEAR else f"at timestep {float(t):.4g} the denoiser's input is off by {off:.0%}"
 
 
 def _no_time(model: "Model", t: Tensor) -> str:
-    if 0 <= float(t) <= model.num_timesteps - 1:
+    if 0 <= float(t) <= model.schedule.last:
         return ""
-    return f"timestep {float(t):.4g}, where training timesteps go from 0 to {model.num_timesteps - 1}"
+    return f"timestep {float(t):.4g}, where training timesteps go from 0 to {model.schedule.last:g}"
 
 
 def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
@@ -77,7 +76,7 @@ def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
         return mistake
     factor = float((found.float() * eps).sum() / eps.square().sum())
     rest = float((found.float() - factor * eps).norm() / eps.norm())
-    low = float(model.schedule.sigma[round(float(t))])
+    low = float(model.schedule.rates(model.schedule.nearest(float(t)), eps)[1])
     fits = low * (1 - _NEAR) <= factor <= 1 + _NEAR and rest <= _NEAR
     return "" if fits else f"the pipeline starts with noise times {factor:.3g}, where {low:.3g} to 1 is known"
 
@@ -102,11 +101,12 @@ def _call(model: "Model", scheduler: Any, steps: int) -> str:
             output_type="latent",
         ),
     )
-    sample, t = theirs.pop("sample").cpu(), theirs.pop("timestep").cpu()
+    sample, t = (theirs.pop(name).cpu() for name in model.conventions.arguments)
     if mistake := _start(model, sample, t, eps):
         return mistake
-    ours = _arguments(model.denoiser, lambda: model.predict(sample.to(model.device), round(float(t)), cond))
-    extra = sorted(theirs.keys() ^ (ours.keys() - {"sample", "timestep"}))
+    now = model.schedule.nearest(float(t))
+    ours = _arguments(model.denoiser, lambda: model.predict(sample.to(model.device), now, cond))
+    extra = sorted(theirs.keys() ^ (ours.keys() - set(model.conventions.arguments)))
     if extra:
         return f"the pipeline and this package disagree on the arguments {', '.join(extra)}"
     other = sorted(name for name, value in theirs.items() if not _same(value, ours[name]))

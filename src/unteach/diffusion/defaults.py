@@ -11,6 +11,7 @@ __all__ = ["defaults"]
 
 _CONFIGS = {
     "clip": "CLIPConfig", "clip_text_model": "CLIPTextConfig", "clip_vision_model": "CLIPVisionConfig",
+    "t5": "T5Config",
 }  # fmt: skip
 
 

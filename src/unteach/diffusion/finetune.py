@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import masks
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import History, Loop, Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.families import Pipeline
@@ -139,10 +140,9 @@ def finetune(
     out: Path | None = None,
     data_id: str = "",
     save_every: int = 100,
-    progress: bool = False,
+    events: Events = SILENT,
     label: str = "fine-tune",
     watch: Watch | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> Finetuned:
     """Train ``model.denoiser`` in place on the denoising loss; the same call resumes from ``out``.
 
@@ -154,11 +154,10 @@ def finetune(
         out: folder for checkpoint and log, or None.
         data_id: a name or digest of the data, so that a checkpoint of other data is refused.
         save_every: steps between checkpoints.
-        progress: show a progress bar.
+        events: told of each step; an exception from it stops the run.
         label: the word before the bar.
         watch: called with the number of steps done after each of them, before a checkpoint is written, which keeps its
             state too; an exception from it ends the training.
-        on_step: called with the number of steps done.
 
     Raises:
         ConfigError: no parameter is selected, or the batch does not divide over the processes.
@@ -188,7 +187,7 @@ def finetune(
     state: dict[str, Any] = {"optimiser": optimiser, **{key: item for key, item in extra.items() if item is not None}}
     loop = Loop(
         steps=config.steps, seed=seed, params=params, state=state, config={"finetune": asdict(config), "data": data_id},
-        out=out, save_every=save_every, progress=progress, label=label, on_step=on_step,
+        out=out, save_every=save_every, events=events, label=label,
     )  # fmt: skip
     try:
         history = loop.run(step)
@@ -225,9 +224,9 @@ def update(
     latents = latents.to(model.device, model.dtype)
     noise = s.randn("noise", latents.shape[1:], items).to(latents)
     if config.timesteps == "uniform":
-        t = s.randint("timesteps", model.num_timesteps, items).to(model.device)
+        t = model.schedule.draw(s, "timesteps", items).to(model.device)
     else:
-        t = timesteps(s, items, config.batch_size, model.num_timesteps).to(model.device)
+        t = model.schedule.spread(s, items, config.batch_size).to(model.device)
     out = model.predict(model.noise(latents, noise, t), t, conditioning, params)
     loss = (out.float() - model.target(latents, noise, t).float()).pow(2).mean()
     for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, list(values))), strict=True):
@@ -236,10 +235,3 @@ def update(
     optimiser.step()
     optimiser.zero_grad()
     return loss, norm
-
-
-def timesteps(s: Step, items: range, batch: int, total: int) -> Tensor:
-    """Stratified timesteps, int64: one random offset a step, items spread evenly over ``0 ... total - 1``."""
-    offset = s.rand("timestep offset", (), [0])
-    places = (offset + torch.tensor(list(items), dtype=torch.float32) / batch) % 1
-    return (places * total).long().clamp(max=total - 1)

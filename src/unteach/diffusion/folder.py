@@ -6,7 +6,7 @@ far as running a Python file that lies in the folder, so the folder is read firs
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,19 @@ from unteach.errors import ModelError
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 _READ_ELSEWHERE = ("auto_map", "quantization_config", "custom_pipelines")
 _TOKENIZER_FILES = ("vocab_file", "merges_file", "tokenizer_file")
-SCHEDULERS = (
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-    "TCDScheduler",
-    "UniPCMultistepScheduler",
-)
-"""Schedulers of discrete timesteps with betas; others (EDM, flow matching) noise by other rules."""
-
 _OTHERS: Mapping[str, tuple[str, ...]] = {
-    "scheduler": SCHEDULERS,
     "safety_checker": ("StableDiffusionSafetyChecker",),
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPFeatureExtractor"),
     "image_encoder": ("CLIPVisionModelWithProjection",),
 }
 _LAYERS = (
     "num_hidden_layers",
+    "num_layers",
     "layers_per_block",
     "transformer_layers_per_block",
     "reverse_transformer_layers_per_block",
 )
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_TOKENIZERS = {"CLIP": ("CLIPTokenizer", "CLIPTokenizerFast"), "T5": ("T5Tokenizer", "T5TokenizerFast")}
 
 
 def check_files(folder: Path) -> None:
@@ -89,14 +66,19 @@ def check_files(folder: Path) -> None:
         )
 
 
-def check_index(index: Mapping[str, Any], family: Family, folder: Path) -> None:
+def check_index(index: Mapping[str, Any], family: Family, folder: Path) -> list[str]:
     """Only known classes of diffusers and transformers, whatever the part is called.
+
+    Returns:
+        The networks and tokenizers that the folder has.
 
     Raises:
         ModelError: a part is of another class, or of another library.
     """
     known: dict[str, tuple[str, ...]] = {part: (cls,) for part, cls in family.components.items()}
-    known |= dict.fromkeys(family.tokenizers, _TOKENIZERS) | dict(_OTHERS)
+    for name, encoder in family.tokenizers.items():
+        known[name] = _TOKENIZERS["T5" if family.components[encoder].startswith("T5") else "CLIP"]
+    known |= {**_OTHERS, "scheduler": family.schedulers}
     for part, entry in index.items():
         if not isinstance(entry, list) or entry == [None, None]:
             continue
@@ -110,9 +92,12 @@ def check_index(index: Mapping[str, Any], family: Family, folder: Path) -> None:
             )
         if part not in known or cls not in known[part]:
             raise _unknown(part, cls, known.get(part, ()), family, folder)
-    for part in (*family.components, *family.tokenizers, "scheduler"):
-        if not isinstance(index.get(part), list) or index[part] == [None, None]:
+    named = (*family.components, *family.tokenizers, "scheduler")
+    gone = {part for part in named if not isinstance(index.get(part), list) or index[part] == [None, None]}
+    for part in named:
+        if part in gone - family.optional:
             raise _unknown(part, None, known[part], family, folder)
+    return [part for part in named[:-1] if part not in gone]
 
 
 def _unknown(part: str, cls: object, classes: tuple[str, ...], family: Family, folder: Path) -> ModelError:
@@ -120,8 +105,8 @@ def _unknown(part: str, cls: object, classes: tuple[str, ...], family: Family, f
         return ModelError(
             f"the scheduler of '{folder}' is not of a known kind",
             found=str(cls),
-            fix="schedulers of betas are known, such as DDIM, Euler or DPM-Solver++; with EDM or flow matching a "
-            "model is noised and called by other rules, and would be trained wrongly here",
+            fix=f"a {family.pipeline.__name__} works with {', '.join(classes)}; with EDM or others a model is noised "
+            "and called by other rules, and would be trained wrongly here",
         )
     if not classes:
         return ModelError(
@@ -134,14 +119,14 @@ def _unknown(part: str, cls: object, classes: tuple[str, ...], family: Family, f
     )
 
 
-def check_parts(family: Family, folder: Path) -> None:
+def check_parts(family: Family, parts: Sequence[str], folder: Path) -> None:
     """What the configurations and indexes in the folders of the parts say, and the files of the tokenizers.
 
     Raises:
         ModelError: a part's weights would come from elsewhere (an adapter, a quantiser, code, a path in an index),
             it names another class, or a tokenizer has no vocabulary.
     """
-    for part in (*family.components, *family.tokenizers, "scheduler"):
+    for part in (*parts, "scheduler"):
         place = folder / part
         if (place / "adapter_config.json").exists():
             raise ModelError(
@@ -151,17 +136,18 @@ def check_parts(family: Family, folder: Path) -> None:
             )
         for config in _configs(place):
             content = read_json(config)
-            _check_config(config, content, part, family.components.get(part))
+            _check_config(config, content, part, family)
             _check_layers(config, content, place)
-    for part in family.tokenizers:
-        _check_tokenizer(folder / part)
+    for part in parts:
+        if part in family.tokenizers:
+            _check_tokenizer(folder / part)
 
 
 def _configs(place: Path) -> Iterator[Path]:
     return (file for file in sorted(place.glob("*.json")) if file.name.endswith(("config.json", ".index.json")))
 
 
-def _check_config(file: Path, config: Any, part: str, cls: str | None) -> None:
+def _check_config(file: Path, config: Any, part: str, family: Family) -> None:
     if not isinstance(config, dict):
         raise ModelError(f"'{file}' is not a configuration", found=type(config).__name__)
     elsewhere = [key for key in _READ_ELSEWHERE if config.get(key)]
@@ -172,9 +158,10 @@ def _check_config(file: Path, config: Any, part: str, cls: str | None) -> None:
             found=", ".join(elsewhere),
             fix="use a plain float model with its own files",
         )
+    cls = family.components.get(part)
     named = config.get("_class_name", cls)
     if part == "scheduler":
-        cls = named if named in SCHEDULERS else "a known scheduler"
+        cls = named if named in family.schedulers else "a known scheduler"
     if cls is not None and named != cls:
         raise ModelError(f"'{file}' is of another class than its part", found=named, fix=f"it must be {cls}")
     shards = config.get("weight_map", {})

@@ -27,11 +27,12 @@ _UNSAFE = (".bin", ".ckpt", ".pt", ".pth", ".msgpack")
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: its family and the variant of its files ("fp16" or None)."""
+    """What a folder holds: its family, the variant of its files ("fp16" or None), and its networks and tokenizers."""
 
     folder: Path
     family: Family
     variant: str | None
+    parts: tuple[str, ...]
 
 
 def known_families() -> str:
@@ -61,12 +62,12 @@ def inspect(path: str | Path) -> Found:
     index = _read_index(folder)
     family = _family(index.get("_class_name"), folder)
     check_files(folder)
-    check_index(index, family, folder)
-    check_parts(family, folder)
-    variants = {_variant(folder / part, part) for part in family.components} - {None}
+    parts = check_index(index, family, folder)
+    check_parts(family, parts, folder)
+    variants = {_variant(folder / part, part) for part in parts if part in family.components} - {None}
     if len(variants) > 1:
         raise ModelError(f"'{folder}' mixes weights of several variants", found=sorted(map(str, variants)))
-    return Found(folder, family, next(iter(variants), None))
+    return Found(folder, family, next(iter(variants), None), tuple(parts))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -144,7 +145,10 @@ def load_pipeline(found: Found, dtype: torch.dtype, device: str | torch.device) 
     again = f"'{found.folder}' could not be loaded"
     with foreign(again, fix="fetch or save the folder again"), quiet(), unremarked():
         # Part by part, by the class that is known: what the files lack is told, and no class is looked up by name.
-        parts = {part: _load_part(found, part, cls, dtype) for part, cls in found.family.components.items()}
+        parts: dict[str, Any] = dict.fromkeys(found.family.optional - set(found.parts))
+        for part, cls in found.family.components.items():
+            if part in found.parts:
+                parts[part] = _load_part(found, part, cls, dtype)
         pipe = found.family.pipeline.from_pretrained(
             found.folder, local_files_only=True, use_safetensors=True, **parts, **found.family.loading
         )

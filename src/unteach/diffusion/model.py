@@ -1,8 +1,8 @@
 """A text-to-image model behind one small interface, whatever its family: encode, noise, predict, decode.
 
 The only branches on family are in :mod:`unteach.diffusion.families`. Latents are ``(B, C, h, w)`` in the
-scale the denoiser sees, images ``(B, 3, H, W)`` in [0, 1], timesteps int64 ``(B,)`` in ``0 … num_timesteps −
-1``.
+scale the denoiser sees, images ``(B, 3, H, W)`` in [0, 1], timesteps ``(B,)`` as the model's schedule has them
+(:mod:`unteach.diffusion.schedule`).
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unteach.core import state
 from unteach.core.kernels import mend_group_norms
@@ -69,7 +68,7 @@ class Model:
 
     Attributes:
         pipe: the pipeline, as it was given.
-        family: the family's name ("sd", "sdxl").
+        family: the family's name ("sd", "sdxl", "sd3").
         conventions: the family itself.
         schedule: noise rates and prediction type.
         latent_shape: ``(C, h, w)`` at the model's own resolution.
@@ -91,7 +90,7 @@ class Model:
         self.path = path
         self.conventions: Family = matching[0]()
         self.family: str = self.conventions.name
-        for part in self.conventions.components:
+        for part in self.parts:
             module = getattr(pipe, part)
             if not isinstance(module, nn.Module):
                 raise ModelError(f"the pipeline has no '{part}'", found=type(module).__name__)
@@ -99,8 +98,9 @@ class Model:
             module.eval().requires_grad_(False)
             mend_group_norms(module)
         for name, encoder in self.conventions.tokenizers.items():
-            with foreign(f"the '{name}' of the pipeline does not work", fix="fetch or save the folder again"):
-                check_tokenizer(getattr(pipe, name), getattr(pipe, encoder), name)
+            if encoder in self.parts:
+                with foreign(f"the '{name}' of the pipeline does not work", fix="fetch or save the folder again"):
+                    check_tokenizer(getattr(pipe, name), getattr(pipe, encoder), name)
         self.schedule = self.conventions.schedule(pipe)
         self.latent_shape = self.conventions.latent_shape(pipe)
         channels = int(pipe.vae.config.latent_channels)
@@ -142,13 +142,18 @@ class Model:
         return module
 
     @property
+    def parts(self) -> list[str]:
+        """Names of the pipeline's networks, without those that were left out."""
+        return self.conventions.parts(self.pipe)
+
+    @property
     def prediction(self) -> str:
-        """What the denoiser's output means: "epsilon" or "v_prediction"."""
+        """What the denoiser's output means: "epsilon", "v_prediction" or "flow"."""
         return self.schedule.prediction
 
     @property
     def num_timesteps(self) -> int:
-        """Number of training timesteps."""
+        """Number of training timesteps; where time is continuous, the unit of the denoiser's times."""
         return len(self.schedule)
 
     @property
@@ -260,12 +265,12 @@ class Model:
 
     # Diffusion
 
-    def noise(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+    def noise(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """The noisy latent x_t, at least float32 (doco §1.1)."""
         return self.schedule.noise(x0, eps, t)
 
     def predict(
-        self, x_t: Tensor, t: Tensor | int, cond: Conditioning, params: Mapping[str, Tensor] | None = None
+        self, x_t: Tensor, t: Tensor | float, cond: Conditioning, params: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The denoiser's raw output, ``(B, C, h, w)``, in the denoiser's dtype.
 
@@ -280,37 +285,36 @@ class Model:
             ModelError: ``params`` has a name that the denoiser has not.
             ConfigError: the number of prompts does not fit the latents.
         """
-        timesteps = torch.as_tensor(t, device=x_t.device)
-        args = (x_t.to(self.dtype), timesteps)
-        kwargs = self.conventions.denoiser_inputs(cond.expand(x_t.shape[0])) | {"return_dict": False}
-        out: Tensor
-        if params is None:
-            (out,) = self.denoiser(*args, **kwargs)
-            return out
-        for name in params:
+        for name in params or ():
             if name not in self._names:
                 raise ModelError(f"the denoiser has no parameter called '{name}'", fix=near(name, self._names))
-        (out,) = functional_call(self.denoiser, dict(params), args, kwargs)
-        return out
+        timesteps = torch.as_tensor(t, device=x_t.device)
+        return self.conventions.call(self.pipe, x_t.to(self.dtype), timesteps, cond.expand(x_t.shape[0]), params)
 
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """What :meth:`predict` should give for this latent and noise."""
         return self.schedule.target(x0, eps, t)
 
-    def to_x0(self, x_t: Tensor, out: Tensor, t: Tensor | int) -> Tensor:
+    def to_x0(self, x_t: Tensor, out: Tensor, t: Tensor | float) -> Tensor:
         """The clean latent that an output implies: not clamped, at least float32."""
         return self.schedule.to_x0(x_t, out, t)
 
-    def to_eps(self, x_t: Tensor, out: Tensor, t: Tensor | int) -> Tensor:
+    def to_eps(self, x_t: Tensor, out: Tensor, t: Tensor | float) -> Tensor:
         """The noise that an output implies, at least float32."""
         return self.schedule.to_eps(x_t, out, t)
 
     # Weights
 
     def cross_attention_kv(self) -> list[str]:
-        """Names of the cross-attention key and value projections (doco §1.2), in the model's order."""
+        """Names of the text's key and value projections (doco §1.2), in the model's order."""
         pattern = re.compile(self.conventions.cross_attention_kv)
         return [name for name, _ in self.denoiser.named_parameters() if pattern.fullmatch(name)]
+
+    def text_layers(self) -> dict[str, str]:
+        """Weights of linear layers that read nothing but the text → which part of the conditioning, in order."""
+        found = self.conventions.text_layers.items()
+        names = [name for name, _ in self.denoiser.named_parameters()]
+        return {name: part for name in names for pattern, part in found if re.fullmatch(pattern, name)}
 
     def digest(self, *, fresh: bool = False) -> str:
         """SHA-256 of the denoiser's weights (:func:`weights_digest`).

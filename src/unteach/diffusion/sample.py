@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.foreign import unremarked
 from unteach.diffusion.model import Model, weights_digest
@@ -55,7 +56,7 @@ def sample(
     width: int | None = None,
     output: Output = "image",
     out: Path | str | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> Tensor:
     """Draw one picture for each pair of a prompt and a seed.
 
@@ -71,7 +72,7 @@ def sample(
         width: in pixels; None is the model's own.
         output: "image" gives ``(N, 3, H, W)`` in [0, 1], "latent" scaled latents ``(N, C, h, w)``.
         out: a folder that receives every finished batch; the same call goes on where it stopped.
-        progress: show a bar.
+        events: told "sample", the pictures drawn and all of them.
 
     Returns:
         float32 on the CPU, in the order of the prompts.
@@ -93,7 +94,7 @@ def sample(
         width=width,
         output=output,
         out=out,
-        progress=progress,
+        events=events,
     )
     result: Tensor | None = None
     for chunk in chunks:
@@ -117,7 +118,7 @@ def iterate(
     width: int | None = None,
     output: Output = "image",
     out: Path | str | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> Iterator[Chunk]:
     """As :func:`sample`, batch by batch, for runs whose pictures do not fit in memory at once.
 
@@ -128,21 +129,24 @@ def iterate(
     _check_items(prompts, seeds, batch_size)
     store = None if out is None else _Store(Path(out), _config(model, prompts, seeds, settings))
     todo = dict.fromkeys(range(len(prompts)))
-    with tqdm(total=len(prompts), unit="image", desc="sample", disable=not progress) as bar:
-        for chunk in store.finished() if store else ():
-            for row in chunk.rows:
-                del todo[row]
-            bar.update(len(chunk.rows))
-            yield chunk
-        rows = list(todo)
-        for start in range(0, len(rows), batch_size):
-            part = tuple(rows[start : start + batch_size])
-            images = _draw(model, [prompts[row] for row in part], [int(seeds[row]) for row in part], settings)
-            chunk = Chunk(part, images)
-            if store:
-                store.add(chunk)
-            bar.update(len(part))
-            yield chunk
+    done = 0
+    for chunk in store.finished() if store else ():
+        for row in chunk.rows:
+            del todo[row]
+        done += len(chunk.rows)
+        events.step("sample", done, len(prompts))
+        yield chunk
+    rows = list(todo)
+    for start in range(0, len(rows), batch_size):
+        part = tuple(rows[start : start + batch_size])
+        images = _draw(model, [prompts[row] for row in part], [int(seeds[row]) for row in part], settings)
+        chunk = Chunk(part, images)
+        if store:
+            store.add(chunk)
+        done += len(part)
+        events.step("sample", done, len(prompts))
+        yield chunk
+    events.close()
 
 
 def _draw(model: Model, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
@@ -189,8 +193,7 @@ def _settings(
 ) -> Settings:
     _, own_height, own_width = model.image_shape
     size = (own_height if height is None else height, own_width if width is None else width)
-    # diffusers asks for multiples of 8 whatever the VAE; the latents need multiples of its own factor.
-    unit = max(8, int(model.pipe.vae_scale_factor))
+    unit = model.conventions.pixels(model.pipe)
     problems = [
         f"{name} must be a positive multiple of {unit}, found {value}"
         for name, value in zip(("height", "width"), size, strict=True)
@@ -257,14 +260,8 @@ class _Store:
         if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:
             raise CheckpointError(f"{record} is not a record of samples of this version", fix="choose another folder")
         if found.get("fingerprint") != self.fingerprint:
-            old = found.get("config")
-            old = old if isinstance(old, dict) else {}
-            changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]
-            raise CheckpointError(
-                f"{record.parent} holds pictures of another run",
-                found=f"different: {', '.join(changed) or 'its record was edited'}",
-                fix="choose another folder, or delete this one",
-            )
+            same(record.parent, found.get("config"), config)
+            raise CheckpointError(f"{record} was edited", fix="choose another folder, or delete this one")
 
     def finished(self) -> Iterator[Chunk]:
         seen: set[int] = set()

@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from unteach.core.state import canonical
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.data.concepts import Concept, ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
@@ -18,9 +19,9 @@ from unteach.erase import ablate, doco, uce  # each registers its method
 from unteach.erase.check import Check, Finding, warn
 from unteach.erase.job import Job
 from unteach.erase.kept import few
-from unteach.erase.method import Method, make, methods, presets
+from unteach.erase.method import Method, make, methods
 from unteach.erase.pairs import readable
-from unteach.errors import CheckpointError, ConfigError
+from unteach.errors import ConfigError
 
 __all__ = [
     "Check",
@@ -34,7 +35,6 @@ __all__ = [
     "erase",
     "make",
     "methods",
-    "presets",
     "uce",
 ]
 
@@ -48,9 +48,8 @@ def erase(
     *,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
     save_every: int = 25,
-    on_step: Callable[[int], None] | None = None,
     check: bool = True,
     **settings: Any,
 ) -> WeightDelta:
@@ -66,9 +65,8 @@ def erase(
         seed: equal seeds give equal deltas.
         out: folder for the stage files; running the same call again goes on where it stopped, and returns the
             finished delta if there is one.
-        progress: show progress bars.
+        events: told of the stages and their steps; an exception from it stops the run.
         save_every: training steps between two checkpoints.
-        on_step: called after each training step with the number of steps done.
         check: look at the result. Without it nobody knows whether it worked.
         settings: settings of a method given by name.
 
@@ -90,9 +88,8 @@ def erase(
         concepts=readable(model, ConceptSet.of(concepts)).concepts,
         seed=seed,
         out=None if out is None else Path(out),
-        progress=progress,
+        events=events,
         save_every=save_every,
-        on_step=on_step,
     )
     path = None if job.out is None else job.out / "delta.safetensors"
     record, kept = job.record(method.to_dict()), None
@@ -121,11 +118,5 @@ def erase(
 
 def _finished(path: Path, record: dict[str, Any]) -> WeightDelta:
     delta = WeightDelta.load(path)
-    changed = [key for key in record if canonical(record[key]) != canonical(delta.meta.get(key))]
-    if changed:
-        raise CheckpointError(
-            f"{path} is the result of another run",
-            found=f"different: {', '.join(changed)}",
-            fix="use the old settings, or another output folder",
-        )
+    same(path, delta.meta, record, keys=tuple(record))
     return delta

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unteach.core.loop import Step
-from unteach.erase.method import methods, presets, setting
+from unteach.erase.method import methods, setting
 from unteach.erase.train import Objective, Run, Trained, averaged
 
 
@@ -57,37 +57,31 @@ class Ablate(Trained):
         return step, {}
 
 
-presets.add("ablate-paper")(
-    (
-        "ablate",
-        {
-            "steps": 100,
-            "lr": 1.6e-5,
-            "retain_weight": 0.0,
-            "retain_target": "noise",
-            "teacher": "current",
-            "kept_words": 0,
-            "contexts": 0,
-            "look_every": 0,
-            "guidance_scale": 6.0,
-            "num_inference_steps": 50,
-        },
-    )
+methods.preset(
+    "ablate-paper",
+    "ablate",
+    steps=100,
+    lr=1.6e-5,
+    retain_weight=0.0,
+    retain_target="noise",
+    teacher="current",
+    kept_words=0,
+    contexts=0,
+    look_every=0,
+    guidance_scale=6.0,
+    num_inference_steps=50,
 )
 # The same data and updates as ``doco-canvas``: its control on the bundled model.
-presets.add("ablate-canvas")(
-    (
-        "ablate",
-        {
-            "contexts": 0,
-            "look_every": 0,
-            "steps": 170,
-            "lr": 5e-4,
-            "teacher": "original",
-            "retain_target": "teacher",
-            "images": 96,
-            "retain_images": 160,
-            "num_inference_steps": 10,
-        },
-    )
+methods.preset(
+    "ablate-canvas",
+    "ablate",
+    contexts=0,
+    look_every=0,
+    steps=170,
+    lr=5e-4,
+    teacher="original",
+    retain_target="teacher",
+    images=96,
+    retain_images=160,
+    num_inference_steps=10,
 )

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from unteach.core import seeds, state
+from unteach.core.run import same
 from unteach.data.concepts import PromptPair
 from unteach.diffusion.sample import sample
 from unteach.erase.job import Job
@@ -90,7 +91,7 @@ def draw(
                 batch_size=batch_size,
                 output="latent",
                 out=scratch,
-                progress=job.progress,
+                events=job.events,
             )
             if job.out is not None:
                 meta = {"fingerprint": state.fingerprint(config), "config": config}
@@ -104,15 +105,7 @@ def _read(job: Job, config: dict[str, object]) -> Tensor | None:
     if job.out is None or not (path := job.out / "anchors.safetensors").exists():
         return None
     tensors, meta = state.load(path)
-    if meta.get("fingerprint") != state.fingerprint(config):
-        known = meta.get("config")
-        old = known if isinstance(known, dict) else {}
-        changed = [key for key in config if state.canonical(config[key]) != state.canonical(old.get(key))]
-        raise CheckpointError(
-            f"{path} holds the training data of another run",
-            found=f"different: {', '.join(changed)}",
-            fix="use the old settings to go on with it, or another output folder to start anew",
-        )
+    same(path, meta.get("config"), config)
     if "latents" not in tensors:
         raise CheckpointError(f"{path} is damaged: it holds no latents", fix="delete it and run again")
     return tensors["latents"]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.core.surgery import project
-from unteach.erase.method import methods, presets, setting
+from unteach.erase.method import methods, setting
 from unteach.erase.train import Batch, Objective, Run, Trained, averaged
 
 
@@ -197,13 +197,14 @@ _PAPER = {
 }
 # The official code compares strictly and so warms up one step longer (§4.5); its retain set is the anchors
 # (§1.3.5).
-presets.add("doco-paper")(("doco", _PAPER))
-presets.add("doco-official-2024-11")(("doco", {**_PAPER, "warm_up": 1001, "formula": "official_cosine", "leak": True}))
-presets.add("doco-official-2024-10")(
-    (
-        "doco",
-        {**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "lr": 1.6e-5, "clip": 0.0, "leak": True},
-    )
+methods.preset("doco-paper", "doco", **_PAPER)
+methods.preset(
+    "doco-official-2024-11", "doco", **{**_PAPER, "warm_up": 1001, "formula": "official_cosine", "leak": True}
+)
+methods.preset(
+    "doco-official-2024-10",
+    "doco",
+    **{**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "lr": 1.6e-5, "clip": 0.0, "leak": True},
 )
 # Objects (instances) and nudity: a slower discriminator, and in the older state half of a conflict is left (§1.6).
 _OBJECT = {"d_lr": 1e-4}
@@ -212,23 +213,20 @@ for _name, _changes in {
     "doco-official-2024-11": _OBJECT,
     "doco-official-2024-10": {**_OBJECT, "projection": 0.5},
 }.items():
-    presets.add(f"{_name}-object")(("doco", {**presets[_name][1], **_changes}))
+    methods.preset(f"{_name}-object", "doco", **{**methods.presets[_name][1], **_changes})
 # Sized for the bundled model, whose small weights need a larger rate (docs/doco.md).
-presets.add("doco-canvas")(
-    (
-        "doco",
-        {
-            **_PLAIN,
-            "contexts": 0,
-            "look_every": 0,
-            "steps": 200,
-            "warm_up": 30,
-            "lr": 5e-4,
-            "d_lr": 5e-4,
-            "retain_target": "teacher",
-            "images": 96,
-            "retain_images": 160,
-            "num_inference_steps": 10,
-        },
-    )
+methods.preset(
+    "doco-canvas",
+    "doco",
+    **_PLAIN,
+    contexts=0,
+    look_every=0,
+    steps=200,
+    warm_up=30,
+    lr=5e-4,
+    d_lr=5e-4,
+    retain_target="teacher",
+    images=96,
+    retain_images=160,
+    num_inference_steps=10,
 )

@@ -1,11 +1,11 @@
 """One erasing run: which concepts leave which model, and where its stage files are kept."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
 from unteach.data.concepts import Concept, ConceptSet, PromptPair
 from unteach.diffusion.model import Model
 from unteach.erase import kept
@@ -21,19 +21,16 @@ class Job:
         seed: root of every random draw; equal seeds give equal deltas.
         out: folder for ``anchors.safetensors`` (training data), ``state.safetensors`` (training) and
             ``delta.safetensors`` (the result). None keeps nothing on disk, so nothing can be resumed.
-        progress: show progress bars.
+        events: told of the stages and their steps; an exception from it stops the run.
         save_every: training steps between two writings of ``state.safetensors``.
-        on_step: called after each training step with the number of steps done; an exception from it stops the
-            run.
     """
 
     model: Model
     concepts: ConceptSet
     seed: int = 0
     out: Path | None = None
-    progress: bool = False
+    events: Events = SILENT
     save_every: int = 25
-    on_step: Callable[[int], None] | None = None
     _kept: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False)
     _around: dict[tuple[str, int], list[PromptPair]] = field(default_factory=dict, init=False, repr=False)
 

@@ -7,12 +7,11 @@ tokenizer can reach. The user's own prompts come before them, and still matter f
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from unteach.core import seeds
 from unteach.data.concepts import Concept, ConceptSet, PromptPair, mentions
 from unteach.diffusion.model import Model
-from unteach.diffusion.tokens import name_end, read
+from unteach.diffusion.tokens import name_ends, read, vocabulary
 
 __all__ = ["CAPTIONS", "contexts", "few", "prompts", "words"]
 
@@ -56,8 +55,7 @@ def words(model: Model, concepts: ConceptSet) -> list[str]:
     Left out, too, are tokens that a name of the concepts is made of or ends with (a tokenizer that learned "twemoji"
     piece by piece knows "moji").
     """
-    tokenizer: Any = model.pipe.tokenizer
-    ids: dict[str, int] = tokenizer.get_vocab()
+    ids = vocabulary(model)
     names = [name for c in concepts for name in (c.target, c.anchor, *c.names)]
     pieces = {i for name in names for i in read(model, name)[0]}
     for before, after in _MARKS:
@@ -97,7 +95,7 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
     found: list[str] = []
     for prompt in offered:
         ids = read(model, prompt)
-        whole = name_end(model, prompt, prompt)
+        whole = name_ends(model, prompt, prompt)
         if len(found) < count and ids not in taken and whole is not None:
             taken.add(ids)
             found.append(prompt)
@@ -120,7 +118,7 @@ def contexts(model: Model, concepts: ConceptSet, concept: Concept, count: int, s
         told = (" ".join([*around[0], name, *around[1]]) for name in (concept.anchor, concept.target))
         pair = PromptPair(*told)
         if len(found) < count and all(
-            name_end(model, text, name) is not None
+            name_ends(model, text, name) is not None
             for text, name in ((pair.anchor, concept.anchor), (pair.target, concept.target))
         ):
             found[pair] = None

@@ -12,21 +12,17 @@ from typing import Any, ClassVar
 from torch import nn
 
 from unteach.core.masks import select
-from unteach.core.registry import Registry
+from unteach.core.registry import Methods
 from unteach.core.settings import Settings, setting
-from unteach.core.settings import make as make_settings
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.erase.job import Job
 from unteach.errors import ModelError
 
-__all__ = ["Method", "make", "methods", "presets", "setting"]
+__all__ = ["Method", "make", "methods", "setting"]
 
-methods: Registry[type["Method"]] = Registry("method")
-"""Every method of erasing, by name."""
-
-presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
-"""Named settings: preset name to (method name, the settings that differ from the method's defaults)."""
+methods: Methods["Method"] = Methods("method")
+"""Every method of erasing, by name, and their presets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +31,8 @@ class Method(Settings, ABC):
 
     Args:
         strength: factor on the finished difference of weights; 1 is the method itself, 0 changes nothing.
-        train: which tensors move, as regular expressions on whole parameter names; none given means the key
-            and value projections of cross-attention.
+        train: which tensors move, as regular expressions on whole parameter names; none given means the text's key
+            and value projections (in UCE: the layers that read nothing but the text).
         kept_words: how many prompts of random words of the model's own tokenizer are kept beside the user's
             (:mod:`unteach.erase.kept`); 0 keeps only what is given, as the papers do.
         contexts: how many prompts with such words around its name a concept gets beside the user's own; 0: none.
@@ -61,6 +57,10 @@ class Method(Settings, ABC):
     def run(self, job: Job) -> WeightDelta:
         """Erase ``job.concepts`` from ``job.model`` and return the difference; the model stays as it was."""
 
+    def offered(self, model: Model) -> list[str]:
+        """The tensors that move where ``train`` names none."""
+        return model.cross_attention_kv()
+
     def selected(self, model: Model) -> dict[str, nn.Parameter]:
         """The denoiser's tensors that move, by name, in the model's order.
 
@@ -69,7 +69,7 @@ class Method(Settings, ABC):
         """
         if self.train:
             return select(model.denoiser, self.train)
-        names = model.cross_attention_kv()
+        names = self.offered(model)
         if not names:
             raise ModelError(
                 f"'{self.name}' edits cross-attention, and this denoiser has none",
@@ -95,4 +95,4 @@ def make(name: object, /, **settings: Any) -> Method:
     Raises:
         ConfigError: no such name (near misses are listed), or wrong settings (all are listed).
     """
-    return make_settings("method", methods, presets, name, settings)
+    return methods.make(name, **settings)

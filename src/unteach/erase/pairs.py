@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unteach.data.concepts import Concept, ConceptSet, PromptPair, fill, mentions, swap
 from unteach.diffusion.model import Model
-from unteach.diffusion.tokens import Ids, limit, name_end, read
+from unteach.diffusion.tokens import Ids, limit, name_ends, read
 from unteach.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _mistake(model: Model, concept: Concept, pair: PromptPair) -> str:
     if read(model, pair.anchor) == read(model, pair.target):
         return "the same prompt twice, as the model reads it"
     names = ((pair.anchor, concept.anchor), (pair.target, concept.target))
-    if any(name_end(model, prompt, name) is None for prompt, name in names):
+    if any(name_ends(model, prompt, name) is None for prompt, name in names):
         return f"a name cut off after the {limit(model)} tokens that the model reads"
     return ""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unteach.core import seeds
+from unteach.core.events import Events
 from unteach.core.loop import Loop, Stateful, Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.delta import WeightDelta
@@ -140,9 +141,8 @@ class Trained(Method):
                 config=record | {"config": {**record["config"], "strength": None}},
                 out=job.out,
                 save_every=job.save_every,
-                progress=job.progress,
+                events=watch,
                 label=self.name,
-                on_step=watch,
             )
             with contextlib.suppress(Erased):
                 loop.run(whole)
@@ -154,7 +154,7 @@ class Erased(Exception):
     """Raised out of the loop when a look says that all concepts are erased."""
 
 
-class Watch:
+class Watch(Events):
     """Counts the steps and, every ``look_every`` updates, looks whether training may end.
 
     What it finds is a function of the weights, the concepts and the seed, so an interrupted run ends at the same step.
@@ -170,10 +170,17 @@ class Watch:
         """Whether there is a look before the last step."""
         return 0 < self.method.look_every < self.method.updates()
 
-    def __call__(self, done: int) -> None:
-        """After each step."""
-        if self.job.on_step is not None:
-            self.job.on_step(done)
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Handed on."""
+        self.job.events.metrics(stage, step, values)
+
+    def close(self) -> None:
+        """Handed on."""
+        self.job.events.close()
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Handed on; then perhaps a look."""
+        self.job.events.step(stage, done, total)
         updates = done - (self.method.steps - self.method.updates())
         if not self.looks() or updates <= 0 or updates % self.method.look_every or done == self.method.steps:
             return
@@ -288,10 +295,7 @@ class Run:
         for item in items:
             epoch, place = divmod(step.index * self.method.batch + item, len(latents))
             rows.append(int(seeds.permutation(len(latents), step.seed, f"{half} order", epoch)[place]))
-        low = round(self.method.t_min * self.model.num_timesteps)
-        high = max(low + 1, round(self.method.t_max * self.model.num_timesteps))
-        low = min(low, high - 1, self.model.num_timesteps - 1)
-        t = low + step.randint(f"{half} t", min(high, self.model.num_timesteps) - low, items)
+        t = self.model.schedule.draw(step, f"{half} t", items, self.method.t_min, self.method.t_max)
         device = self.model.device
         x0 = latents[rows].to(device)
         eps = step.randn(f"{half} noise", latents.shape[1:], items).to(device)

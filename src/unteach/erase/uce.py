@@ -1,6 +1,7 @@
 """UCE: unified concept editing in closed form (Gandikota et al., WACV 2024, arXiv 2308.14761; erasure §6).
 
-Every cross-attention key or value matrix W gets new values for the tokens of the target, keeps those of the
+Every matrix W that reads the text states themselves (the keys and values of cross-attention; in a joint-attention
+transformer the layers by which the text comes in) gets new values for the tokens of the target, keeps those of the
 prompts to keep, and otherwise stays near itself. It is the minimiser of
 
     Σ_e s_e ‖W' c_e − W c_g‖² + Σ_p s_p ‖W' c_p − W c_p‖² + λ ‖W' − W‖²
@@ -21,9 +22,9 @@ from torch import Tensor
 from unteach.data.concepts import Concept, PromptPair, spans
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
-from unteach.diffusion.tokens import last_token, limit, name_end, read
+from unteach.diffusion.tokens import last_tokens, limit, name_ends, read, segments
 from unteach.erase.job import Job
-from unteach.erase.method import Method, methods, presets, setting
+from unteach.erase.method import Method, methods, setting
 from unteach.errors import DataError, ModelError
 
 ERASED, KEPT = 64.0, 240.0
@@ -60,36 +61,44 @@ class UCE(Method):
 
     def run(self, job: Job) -> WeightDelta:
         """Solve for the edit of all matrices; the model is not touched."""
-        chosen = self.selected(job.model)
-        foreign = [name for name in chosen if name not in job.model.cross_attention_kv()]
+        chosen, reads = self.selected(job.model), job.model.text_layers()
+        foreign = [name for name in chosen if name not in reads]
         if foreign:
             raise ModelError(
-                "UCE can only edit keys and values of cross-attention",
+                "UCE can only edit layers that read nothing but the text: keys and values of cross-attention",
                 found=f"{len(foreign)} other tensors, such as '{foreign[0]}'",
                 fix="narrow 'train', or use a trained method",
             )
-        around = [(concept, job.contexts(concept, self.contexts)) for concept in job.concepts]
-        pairs = [pair for concept, more in around for pair in self.edits(job.model, concept, more)]
-        c_e, c_g = (torch.cat(side) for side in zip(*pairs, strict=True))
-        kept = self.retained(job)
-        c_p = torch.cat([self.kept_states(job.model, prompt) for prompt in kept] or [c_e[:0]])
-        widths = {name: param.shape[1] for name, param in chosen.items() if param.shape[1] != c_e.shape[1]}
+        edit = {part: self.edit(job, part) for part in dict.fromkeys(reads[name] for name in chosen)}
+        widths = {n: param.shape[1] for n, param in chosen.items() if param.shape[1] != len(edit[reads[n]])}
         if widths:
-            raise ModelError(
-                "the text states do not fit the matrices to edit", found=f"{c_e.shape[1]} against {widths}"
-            )
-        lam, s_e, s_p = self.lam, self.erase_scale, self.retain_scale
-        if self.balance:
-            lam = lam * float(c_e.square().mean())
-            s_e, s_p = s_e * ERASED / len(pairs), s_p * KEPT / max(1, len(kept))
-        edit = solve(c_e, c_g, c_p, lam=lam, s_e=s_e, s_p=s_p)
+            raise ModelError("the text states do not fit the matrices to edit", found=widths)
         before = {name: param.detach().cpu().double() for name, param in chosen.items()}
-        tensors = {name: (weight @ edit).float() for name, weight in before.items()}
+        tensors = {name: (weight @ edit[reads[name]]).float() for name, weight in before.items()}
         zero = {name: torch.zeros_like(change) for name, change in tensors.items()}
         delta = WeightDelta.between(zero, tensors, job.record(self.to_dict()))
         return delta.scaled(self.strength)
 
-    def edits(self, model: Model, concept: Concept, contexts: Sequence[PromptPair] = ()) -> list[tuple[Tensor, Tensor]]:
+    def offered(self, model: Model) -> list[str]:
+        """Every layer that the formula applies to."""
+        return list(model.text_layers())
+
+    def edit(self, job: Job, part: str) -> Tensor:
+        """E for the layers that read this part of the conditioning."""
+        around = [(concept, job.contexts(concept, self.contexts)) for concept in job.concepts]
+        pairs = [pair for concept, more in around for pair in self.edits(job.model, concept, more, part)]
+        c_e, c_g = (torch.cat(side) for side in zip(*pairs, strict=True))
+        kept = self.retained(job)
+        c_p = torch.cat([self.kept_states(job.model, prompt, part) for prompt in kept] or [c_e[:0]])
+        lam, s_e, s_p = self.lam, self.erase_scale, self.retain_scale
+        if self.balance:
+            lam = lam * float(c_e.square().mean())
+            s_e, s_p = s_e * ERASED / len(pairs), s_p * KEPT / max(1, len(kept))
+        return solve(c_e, c_g, c_p, lam=lam, s_e=s_e, s_p=s_p)
+
+    def edits(
+        self, model: Model, concept: Concept, contexts: Sequence[PromptPair] = (), part: str = "hidden"
+    ) -> list[tuple[Tensor, Tensor]]:
         """(c_e, c_g), ``(n, D)`` each, of the bare name and, with ``templates``, of its prompts and ``contexts``.
 
         Raises:
@@ -109,24 +118,31 @@ class UCE(Method):
                     found=f"it reads {limit(model)} tokens of a prompt",
                     fix="choose another anchor or guide, or put the name nearer to the beginning",
                 )
-            c_e = self.states(model, target, concept.target)
-            c_g = self.states(model, anchor, guide)
+            sides = (self.rows(model, target, concept.target, part), self.rows(model, anchor, guide, part))
             # Aligned at the name's last token; the one with the longer beginning has fewer that follow.
-            count = min(len(c_e), len(c_g))
-            found.append((c_e[:count], c_g[:count]))
+            both = [[side[: min(len(a), len(b))] for side in (a, b)] for a, b in zip(*sides, strict=True)]
+            c_e, c_g = (torch.cat(side) for side in zip(*both, strict=True))
+            found.append((c_e, c_g))
         return found
 
-    def kept_states(self, model: Model, prompt: str) -> Tensor:
+    def kept_states(self, model: Model, prompt: str, part: str = "hidden") -> Tensor:
         """The text states of a prompt to keep that count, ``(n, D)``: with ``balance`` all but the start mark's."""
-        if self.balance and self.tokens == "all_following":
-            return model.encode([prompt]).hidden[0, 1:].detach().cpu().double()
-        return self.states(model, prompt, prompt)
+        if self.balance and self.tokens == "all_following" and part == "hidden":
+            hidden = model.encode([prompt]).hidden[0].detach().cpu().double()
+            return torch.cat([hidden[s.start + s.marked : s.start + s.length] for s in segments(model)])
+        return self.states(model, prompt, prompt, part)
 
-    def states(self, model: Model, prompt: str, name: str) -> Tensor:
-        """The text states of ``name`` in ``prompt`` that count, ``(n, D)`` float64 on the CPU."""
-        hidden = model.encode([prompt]).hidden[0].detach().cpu().double()
+    def states(self, model: Model, prompt: str, name: str, part: str = "hidden") -> Tensor:
+        """The states of ``name`` in ``prompt`` that count, ``(n, D)`` float64 on the CPU."""
+        return torch.cat(self.rows(model, prompt, name, part))
+
+    def rows(self, model: Model, prompt: str, name: str, part: str) -> list[Tensor]:
+        """As :meth:`states`, one tensor a segment; in a part with one state a prompt, that one."""
+        rows = model.encode([prompt])[part].detach().cpu().double()
+        if rows.ndim == 2:
+            return [rows]
         # A prompt to keep counts up to the last token that is read; a name inside a prompt must be read whole.
-        first = last_token(model, prompt) if name == prompt else name_end(model, prompt, name)
+        first = last_tokens(model, prompt) if name == prompt else name_ends(model, prompt, name)
         if first is None:
             spans(prompt, name)  # says so when it is not mentioned at all
             raise DataError(
@@ -134,7 +150,11 @@ class UCE(Method):
                 found=f"it reads {limit(model)} tokens of a prompt",
                 fix="put the name nearer to the beginning",
             )
-        return hidden[first : first + 1] if self.tokens == "last" else hidden[first:]
+        found = []
+        for place, segment in zip(first, segments(model), strict=True):
+            begin, end = segment.start + place, segment.start + segment.length
+            found.append(rows[0, begin : begin + 1 if self.tokens == "last" else end])
+        return found
 
 
 def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p: float) -> Tensor:
@@ -155,7 +175,5 @@ def solve(c_e: Tensor, c_g: Tensor, c_p: Tensor, *, lam: float, s_e: float, s_p:
     return edit
 
 
-presets.add("uce-plain")(("uce", {"kept_words": 0, "contexts": 0, "balance": False}))
-presets.add("uce-official")(
-    ("uce", {"kept_words": 0, "contexts": 0, "balance": False, "tokens": "last", "templates": False})
-)
+methods.preset("uce-plain", "uce", kept_words=0, contexts=0, balance=False)
+methods.preset("uce-official", "uce", kept_words=0, contexts=0, balance=False, tokens="last", templates=False)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unteach.evaluate.prompts import Protocol, World
-    from unteach.evaluate.results import Results
     from unteach.evaluate.suite import Judge, evaluate_canvas
+    from unteach.records.erasure import Results
 
 __all__ = ["Judge", "Protocol", "Results", "World", "evaluate_canvas"]
 
 _HOMES = {
-    "Judge": "suite",
-    "Protocol": "prompts",
-    "Results": "results",
-    "World": "prompts",
-    "evaluate_canvas": "suite",
+    "Judge": "evaluate.suite",
+    "Protocol": "evaluate.prompts",
+    "Results": "records.erasure",
+    "World": "evaluate.prompts",
+    "evaluate_canvas": "evaluate.suite",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"unteach.{_HOMES[name]}"), name)

@@ -12,7 +12,7 @@ from unteach.data.concepts import Concept
 from unteach.evaluate.image_cache import Item
 from unteach.evaluate.metrics.presence import Domain
 from unteach.evaluate.prompts import SETS, Ask, World
-from unteach.evaluate.results import Grid
+from unteach.records.erasure import Grid
 
 COLUMNS = 12
 """Most columns of a grid; the pictures are spread over what was asked."""

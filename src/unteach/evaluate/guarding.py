@@ -17,8 +17,8 @@ from cattrs.gen import make_dict_structure_fn
 
 from unteach.core import state
 from unteach.errors import CheckpointError
-from unteach.evaluate.results import _converter, _explain
-from unteach.evaluate.stats import Mean, t_mean
+from unteach.records.erasure import _converter, _explain
+from unteach.records.stats import Mean, t_mean
 
 __all__ = ["Attack", "Mask", "Mean", "Reach", "Relearning", "Setting", "check_same"]
 

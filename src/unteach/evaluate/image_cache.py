@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
 from unteach.errors import CheckpointError
 
 Item = tuple[str, int]
@@ -57,7 +57,7 @@ class ImageStore:
         draw: Draw,
         *,
         chunk: int = 32,
-        progress: bool = False,
+        events: Events = SILENT,
         label: str = "sample",
     ) -> Tensor:
         """Pictures of ``items`` (N, 3, H, W) uint8, drawing and saving those that are missing, a chunk at a
@@ -67,20 +67,19 @@ class ImageStore:
             items: (prompt, noise seed) pairs.
             draw: prompts and seeds to pictures (n, 3, H, W) in [0, 1].
             chunk: pictures drawn (and, at most, lost) at a time.
-            progress: show a bar.
-            label: of the bar.
+            events: told of the pictures that are drawn.
+            label: what the events call this stage.
         """
         missing = [item for item in dict.fromkeys(items) if item not in self._images]
-        with tqdm(total=len(missing), desc=label, unit="img", disable=not progress) as bar:
-            for start in range(0, len(missing), chunk):
-                part = missing[start : start + chunk]
-                images = quantise(draw([prompt for prompt, _ in part], [seed for _, seed in part]))
-                if self.folder is not None:
-                    name = state.fingerprint(part)[:16]
-                    meta = {"items": [list(item) for item in part], "config": self.config}
-                    state.save(self.folder / f"{name}.safetensors", {"images": images}, meta)
-                self._images.update(zip(part, images, strict=True))
-                bar.update(len(part))
+        for start in range(0, len(missing), chunk):
+            part = missing[start : start + chunk]
+            images = quantise(draw([prompt for prompt, _ in part], [seed for _, seed in part]))
+            if self.folder is not None:
+                name = state.fingerprint(part)[:16]
+                meta = {"items": [list(item) for item in part], "config": self.config}
+                state.save(self.folder / f"{name}.safetensors", {"images": images}, meta)
+            self._images.update(zip(part, images, strict=True))
+            events.step(label, min(start + chunk, len(missing)), len(missing))
         return torch.stack([self._images[item] for item in items])
 
     def _read(self, path: Path) -> None:

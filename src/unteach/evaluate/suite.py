@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
+from unteach.core.run import same
 from unteach.core.seeds import integer
 from unteach.data.concepts import Concept
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.diffusion.sample import sample
-from unteach.errors import CheckpointError, ConfigError, DataError
-from unteach.evaluate import environment
+from unteach.errors import ConfigError, DataError
 from unteach.evaluate.grids import grids
 from unteach.evaluate.image_cache import ImageStore
 from unteach.evaluate.metrics.presence import Answers, Domain, retained
@@ -38,7 +39,8 @@ from unteach.evaluate.metrics.tables import (
     seen_table,
 )
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
-from unteach.evaluate.results import ConceptRecord, Cost, Metric, Results, Table
+from unteach.records import environment
+from unteach.records.erasure import ConceptRecord, Cost, Metric, Results, Table
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, 3, H, W) float in [0, 1] to object and style indices (N,) each; the number of classes = none of
@@ -66,7 +68,7 @@ def evaluate_canvas(
     command: str = "",
     notes: Mapping[str, str] | None = None,
     method_seconds: float | None = None,
-    progress: bool = False,
+    events: Events = SILENT,
 ) -> Results:
     """Compare a model with itself plus a delta, on the prompts of a protocol.
 
@@ -89,7 +91,7 @@ def evaluate_canvas(
         command: the exact command that makes this result, for the report.
         notes: name to one-line explanation, shown in the report.
         method_seconds: wall time of making the delta, for the report.
-        progress: show bars.
+        events: told of the pictures that are drawn.
 
     Raises:
         ConfigError: unknown protocol, a target that is not of this world, no judge, no seed.
@@ -141,14 +143,14 @@ def evaluate_canvas(
 
     cache = Path(before) if before is not None else (None if folder is None else folder / "before")
     old = ImageStore(cache, {**sampling, "delta": None}).fetch(
-        items, draw, chunk=batch_size, progress=progress, label="before"
+        items, draw, chunk=batch_size, events=events, label="before"
     )
     if delta is None:
         new = old
     else:
         store = ImageStore(None if folder is None else folder / "after", {**sampling, "delta": change})
         with delta.apply(model, scale=scale):
-            new = store.fetch(items, draw, chunk=batch_size, progress=progress, label="after")
+            new = store.fetch(items, draw, chunk=batch_size, events=events, label="after")
 
     answers = {name: _judged(name, judge, old, new, rows, world) for name, judge in judges.items()}
     metrics, tables = _measure(world, concepts, rows, old, new, answers)
@@ -188,18 +190,8 @@ def _finished(path: Path, config: Mapping[str, Any]) -> Results | None:
     if not path.exists():
         return None
     results = Results.load(path)
-    if state.canonical(results.config) != state.canonical(config):
-        differing = sorted(key for key in config if not _same(results.config.get(key), config[key]))
-        raise CheckpointError(
-            f"{path} holds an evaluation of another configuration",
-            found=f"different: {', '.join(differing) or 'keys'}",
-            fix="choose another folder, or delete that one",
-        )
+    same(path, results.config, config, what="evaluation")
     return results if results.status == "complete" else None
-
-
-def _same(one: object, two: object) -> bool:
-    return state.canonical(one) == state.canonical(two)
 
 
 def _judged(

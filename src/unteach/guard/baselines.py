@@ -4,7 +4,6 @@ freezeasguard.md §6.3 lists them. A learned mask says something only where it b
 parameters and layer types.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from unteach.core import masks, seeds
 from unteach.core.loop import Step
 from unteach.core.registry import Registry
 from unteach.diffusion.examples import Examples, mixed
+from unteach.diffusion.families import layers
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 from unteach.guard.budget import Budget, costs
@@ -81,7 +81,12 @@ def cross_attention_kv(case: Case) -> set[str]:
 @baselines.add("mid-up")
 def mid_up(case: Case) -> set[str]:
     """Tensors of the middle and up blocks first, in random order, then random others until the budget is used."""
-    return case.top(_first(case, {n for n in case.params() if n.startswith(("mid_block.", "up_blocks."))}))
+    table = case.model.conventions.layers(case.params())
+    members = {name for name, layer in table.items() if layer.part.startswith(("mid_", "up_"))}
+    if not members:
+        kind = type(case.model.denoiser).__name__
+        raise ConfigError("'mid-up' is about a U-Net's middle and up blocks", found=f"a {kind}, which has none")
+    return case.top(_first(case, members))
 
 
 @baselines.add("magnitude")
@@ -190,20 +195,13 @@ def matched(
     return _draw_within({name: f"{kinds[name]} {sizes[name]}" for name in params}, like, generator)
 
 
-_TYPES = (
-    ("cross-attention", r".*\.attn2\..*"),
-    ("self-attention", r".*\.attn1\..*"),
-    ("feed-forward", r".*\.ff\..*"),
-    ("transformer", r".*\.attentions\..*"),
-    ("resnet", r".*\.resnets\..*"),
-    ("other", r".*"),
-)
+_TYPES = ("cross-attention", "self-attention", "feed-forward", "transformer", "resnet")
 
 
 def layer_type(name: str, ndim: int) -> str:
     """The kind of layer (freezeasguard.md §1.1) and whether it is a weight or a vector (bias, norm)."""
-    kind = next(kind for kind, pattern in _TYPES if re.fullmatch(pattern, name))
-    return f"{kind} {'weight' if ndim > 1 else 'vector'}"
+    kind = layers([name])[name].kind
+    return f"{kind if kind in _TYPES else 'other'} {'weight' if ndim > 1 else 'vector'}"
 
 
 def relabelled(data: GuardData, seed: int, how: str = "shuffle") -> GuardData:

@@ -1,12 +1,12 @@
 """Budgets of a mask: what a tensor costs, which tensors go together, and the exact projection onto a share."""
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from unteach.diffusion.families import layers
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
@@ -46,17 +46,15 @@ def costs(model: Model, budget: Budget) -> dict[str, int]:
 
 
 def groups(names: Sequence[str], granularity: Granularity) -> list[list[str]]:
-    """Names that share a logit, in order: each alone, those of a module, or those of a block of the U-Net."""
+    """Names that share a logit, in order: each alone, those of a module, or those of a block of the network."""
     if granularity == "tensor":
         return [[name] for name in names]
+    table = layers(names)
     found: dict[str, list[str]] = {}
     for name in names:
         key = name.rpartition(".")[0]
         if granularity == "block":
-            place = re.match(
-                r"((?:down_blocks|up_blocks)\.\d+\.(?:resnets|attentions)\.\d+|mid_block\.\w+\.\d+|[^.]+)", name
-            )
-            key = place.group(1) if place else key
+            key = table[name].block
         found.setdefault(key, []).append(name)
     return list(found.values())
 

@@ -11,7 +11,6 @@ from unteach.core import state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.examples import Examples, disjoint
-from unteach.diffusion.finetune import timesteps
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
@@ -114,9 +113,9 @@ def losses(
     if shared:
         noise = torch.cat([noise[:n] for n in sizes])
     if spread:
-        t = torch.cat([timesteps(step, range(n), n, model.num_timesteps) for n in sizes if n])
+        t = torch.cat([model.schedule.spread(step, range(n), n) for n in sizes if n])
     else:
-        t = step.randint(f"{purpose} timesteps", model.num_timesteps, range(sum(sizes)))
+        t = model.schedule.draw(step, f"{purpose} timesteps", range(sum(sizes)))
     t = t.to(model.device)
     out = model.predict(model.noise(latents, noise, t), t, conditioning)
     each = (out.float() - model.target(latents, noise, t).float()).square().flatten(1).mean(1)

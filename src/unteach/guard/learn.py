@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unteach.core import masks, seeds, state
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
@@ -24,7 +25,7 @@ from unteach.errors import CheckpointError, NumericsError
 from unteach.guard.budget import costs, groups, projected
 from unteach.guard.config import FreezeAsGuard
 from unteach.guard.data import Batch, GuardData, draw, losses, mean_losses, pooled, upper
-from unteach.guard.relearn import Progress, relearn
+from unteach.guard.relearn import relearn
 from unteach.guard.user import User
 
 __all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn"]
@@ -205,8 +206,7 @@ def learn(
     *,
     seed: int = 0,
     out: Path | None = None,
-    on_step: Progress | None = None,
-    tell: Callable[[str], None] | None = None,
+    events: Events = SILENT,
 ) -> Learned:
     """Learn a mask for ``model.denoiser``; the model's weights are bit for bit as before on return.
 
@@ -217,8 +217,7 @@ def learn(
         seed: root of all draws.
         out: folder for θ_pre and the relearned weights (a temporary one when None); a relearning that was interrupted
             goes on, a finished one is read. The mask's own steps always start anew, and give the same.
-        on_step: told the stage, the steps of it done, and all of them.
-        tell: told in a sentence what relearning gave.
+        events: told the steps of "relearning" and "mask", and in a sentence what relearning gave.
 
     Raises:
         ConfigError, DataError: settings or data that do not fit.
@@ -234,7 +233,7 @@ def learn(
         else:
             state.save(pre_path, {name: value.detach() for name, value in own.items()}, {"what": "weights to publish"})
         try:
-            return _learn(model, data, config, seed, folder, pre_path, on_step, tell)
+            return _learn(model, data, config, seed, folder, pre_path, events)
         finally:
             with torch.no_grad(), safe_open(pre_path, framework="pt") as before:
                 for name, value in own.items():
@@ -250,14 +249,13 @@ def _learn(
     seed: int,
     folder: Path,
     pre_path: Path,
-    on_step: Progress | None,
-    tell: Callable[[str], None] | None,
+    events: Events,
 ) -> Learned:
     learner = MaskLearner(model, c, seed)
     both = [*data.illegal_user, *data.innocent_user]
     sides = (list(data.illegal_user), list(data.innocent_user))
     before = mean_losses(model, data, seed) if c.scale == "gain" else None
-    relearned = relearn(model, data, c, seed=seed, out=folder, on_step=on_step, tell=tell)
+    relearned = relearn(model, data, c, seed=seed, out=folder, events=events)
     if before is not None:
         learner.weights = _by_gain(before, mean_losses(model, data, seed), c.innocent_weight)
     start = relearned if c.user_start == "relearned" else pre_path
@@ -289,8 +287,7 @@ def _learn(
             learner.user([draw(side, step, f"user {k}", c.batch_size // 2) for k, side in enumerate(sides)], step)
         else:
             learner.user([pooled(both, step, "user", c.batch_size)[:2]], step)
-        if on_step is not None:
-            on_step("mask", done, c.steps)
+        events.step("mask", done, c.steps)
     soft = learner.mask().float()
     return Learned(
         learner.hard(),

@@ -233,7 +233,7 @@ class MaskRecord:
             ModelError: the model is not the mask's, or its tensors cannot be hashed.
         """
         self.check(model)
-        parts = [part for part in model.conventions.components if part != self.component]
+        parts = [part for part in model.parts if part != self.component]
         made = {
             **self.method,
             "illegal": list(self.data.illegal),

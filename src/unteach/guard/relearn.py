@@ -1,7 +1,7 @@
 """Relearning, before a mask is learned: fine-tune on both sides, keep what is best on pictures that it does not see."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unteach.core import state
+from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.finetune import Finetune, finetune
@@ -17,7 +18,7 @@ from unteach.errors import CheckpointError, NumericsError
 from unteach.guard.config import FreezeAsGuard
 from unteach.guard.data import GuardData, draw, mean_losses, pooled
 
-__all__ = ["ADVISED", "Progress", "Watch", "relearn"]
+__all__ = ["ADVISED", "Watch", "relearn"]
 
 ADVISED = 40
 """Pictures of a domain below which relearning is likely to learn them by heart (docs/guard.md)."""
@@ -27,7 +28,6 @@ PATIENCE = 0.4
 """Share of the steps after which it stops when nothing got better and the last check did not either."""
 FILE = "relearned.safetensors"
 
-Progress = Callable[[str, int, int], None]
 """Called with a stage, the steps done and all of them."""
 
 
@@ -100,8 +100,7 @@ def relearn(
     *,
     seed: int,
     out: Path,
-    on_step: Progress | None = None,
-    tell: Callable[[str], None] | None = None,
+    events: Events = SILENT,
 ) -> Path:
     """Fine-tune ``model.denoiser`` in place on the user's data of both sides; called again it goes on.
 
@@ -111,8 +110,7 @@ def relearn(
         c: settings.
         seed: root of all draws.
         out: folder for the checkpoint and the result.
-        on_step: told "relearning", the steps done and all of them.
-        tell: told in a sentence which weights were kept.
+        events: told the steps of "relearning", and in a sentence which weights were kept.
 
     Returns:
         The file of the relearned weights.
@@ -137,23 +135,21 @@ def relearn(
     def drawn(step: Step, items: range) -> tuple[Tensor, Conditioning]:
         return draw(both, step, "relearn", len(items)) if c.balanced else pooled(both, step, "relearn", len(items))[:2]
 
-    def stepped(done: int) -> None:
-        if on_step is not None:
-            on_step("relearning", done, c.relearn_steps)
-
     config = Finetune(steps=c.relearn_steps, batch_size=batch, learning_rate=c.relearn_rate, timesteps=c.timesteps)
     with contextlib.suppress(Stalled):
-        finetune(model, drawn, config, seed=seed, out=out / "relearn", data_id=of, watch=watch, on_step=stepped)
+        place = out / "relearn"
+        finetune(model, drawn, config, seed=seed, out=place, data_id=of, events=events, label="relearning", watch=watch)
     if watch is not None:
         if learned_from is not None and watch.step == 0:
             raise no_better(watch, learned_from, mean_losses(model, data, seed, "user"), data, c)
         watch.keep()
-        if tell is not None and watch.step:
+        if watch.step:
             now = next(check for check in watch.checks if check[0] == watch.step)[1:]
             sides = ", ".join(f"{side} {a:.4g} → {b:.4g}" for side, a, b in zip(_SIDES, watch.before, now, strict=True))
             last = watch.checks[-1][0]
             early = "" if last == c.relearn_steps else f"; stopped at {last}, nothing got better"
-            tell(f"relearned: step {watch.step} of {c.relearn_steps} is best on held-out pictures ({sides}){early}")
+            best = f"step {watch.step} of {c.relearn_steps} is best on held-out pictures"
+            events.message(f"relearned: {best} ({sides}){early}")
     model.weights_changed()
     state.save(path, {name: value.detach() for name, value in params.items()}, {"what": "relearned", "of": of})
     return path

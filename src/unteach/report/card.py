@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unteach.core.finding import Finding
-from unteach.evaluate.results import Results
+from unteach.records.erasure import Results
 from unteach.report import view, words
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")

@@ -10,10 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unteach.core import state
+from unteach.core import state, text
 from unteach.errors import CheckpointError
 from unteach.evaluate.guarding import MASK, RELEARNING, Arm, Domain, Mask, Mean, Relearning, Setting, check_same
-from unteach.report import guarding_map, svg, view
+from unteach.report import guarding_map, svg
 from unteach.report import guarding_words as words
 
 CSS: dict[Arm, str] = {"unprotected": "alone", "kept": "c0", "ignored": "c1 dashed"}
@@ -79,7 +79,7 @@ def render_guard(mask: Mask | None, attacks: Relearning | None, out: Path | str,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=view.duration, count=_count, share=words.share, json=_json, loss=loss, mean=mean
+        duration=text.duration, count=_count, share=words.share, json=_json, loss=loss, mean=mean
     )
     page = environment.get_template("guarding.html.j2").render(
         title=title or _title(mask, attacks),
@@ -262,7 +262,7 @@ def _inside(value: float | None, scale: Sequence[float]) -> float | None:
 
 
 def _count(number: float) -> str:
-    return view.size(number, "")
+    return text.size(number, "")
 
 
 def _json(data: Any) -> str:

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup, escape
 
+from unteach.core import text
 from unteach.evaluate.guarding import Mask, MaskTensor
-from unteach.report import view
 
 View = Literal["frozen", "score"]
 
@@ -368,5 +368,5 @@ def describe(module: str, cell: Tally) -> str:
     score = "" if cell.score is None else f", mean score {cell.score:.2f}"
     return (
         f"{module}: {cell.frozen} of {cell.tensors} tensors frozen, "
-        f"{view.size(cell.frozen_size, '')} of {view.size(cell.size, '')} parameters{score}"
+        f"{text.size(cell.frozen_size, '')} of {text.size(cell.size, '')} parameters{score}"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unteach.core import text
 from unteach.evaluate.guarding import Arm, Domain, Mask, Mean, Reach, Relearning
 from unteach.report import view
 from unteach.report.guarding_map import tally
@@ -151,8 +152,8 @@ def _frozen(mask: Mask | None, attacks: Relearning | None) -> str:
     tensors, parameters = whole.shares
     asked = "" if mask.budget.rho is None else f"; asked for: {share(mask.budget.rho)} of the {mask.budget.measure}"
     return (
-        f"Frozen: {whole.frozen} of {whole.tensors} tensors ({share(tensors)}), {view.size(whole.frozen_size, '')} of "
-        f"{view.size(whole.size, '')} parameters ({share(parameters)}), chosen by {mask.name}{asked}."
+        f"Frozen: {whole.frozen} of {whole.tensors} tensors ({share(tensors)}), {text.size(whole.frozen_size, '')} of "
+        f"{text.size(whole.size, '')} parameters ({share(parameters)}), chosen by {mask.name}{asked}."
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unteach.core import state
+from unteach.core import state, text
 from unteach.errors import DataError
-from unteach.evaluate.results import Grid, Results
+from unteach.records.erasure import Grid, Results
 from unteach.report import view, words
 from unteach.report.images import read_png
 
@@ -75,8 +75,8 @@ def render(
         percent=view.percent,
         between=view.between,
         points=view.points,
-        duration=view.duration,
-        size=view.size,
+        duration=text.duration,
+        size=text.size,
         p=view.probability,
     )
     environment.globals.update(number=view.number)

@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unteach.core import state
-from unteach.evaluate.learning import ALONE, Arm, Group, LearningResults, Mean, Paired, holm, lower_is_better
+from unteach.core import state, text
+from unteach.records.learning import ALONE, Arm, Group, LearningResults, Mean, Paired, holm, lower_is_better
 from unteach.report import learning_words as words
 from unteach.report import svg, view
 
@@ -51,7 +51,7 @@ def render_learning(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=view.duration, size=view.size, p=view.probability, signed=signed, json=_json)
+    environment.filters.update(duration=text.duration, size=text.size, p=view.probability, signed=signed, json=_json)
     environment.globals.update(value=value, interval=interval, term=words.term)
     groups = [_group(index, results.of(group), controls) for index, group in enumerate(results.groups)]
     names = {name for run in results.runs for name in run.metrics}
@@ -120,9 +120,9 @@ def value(metric: str, number: float | None) -> str:
     if words.is_share(metric):
         return f"{100 * number:.1f}".replace("-", "−")
     if metric == "seconds":
-        return view.duration(number)
+        return text.duration(number)
     if metric in ("passes", "peak_memory"):
-        return view.size(number, "B" if metric == "peak_memory" else "")
+        return text.size(number, "B" if metric == "peak_memory" else "")
     return f"{number:.3g}".replace("-", "−")
 
 
@@ -263,8 +263,8 @@ def _alarms(results: LearningResults, against: dict[Arm, dict[str, Any]]) -> lis
         runs = list(results.by_seed(arm).values())
         said: dict[str, int] = {}
         for run in runs:
-            for text in dict.fromkeys([*_flags(run.diagnostics), *run.warnings]):
-                said[text] = said.get(text, 0) + 1
+            for line in dict.fromkeys([*_flags(run.diagnostics), *run.warnings]):
+                said[line] = said.get(line, 0) + 1
         host = against.get(arm, {}).get("pairs", {}).get("alone")
         if host is not None and host.outcome == "identical":
             said = {"inert: every seed gave exactly what the method gives alone": host.n, **said}

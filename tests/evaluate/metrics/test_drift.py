@@ -5,7 +5,7 @@ import torch
 
 from unteach.errors import DataError
 from unteach.evaluate.metrics.drift import PSNR_CAP, agreement, drift, per_image
-from unteach.evaluate.stats import bootstrap_mean, wilson
+from unteach.records.stats import bootstrap_mean, wilson
 
 
 def test_by_hand() -> None:

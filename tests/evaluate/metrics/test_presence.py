@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from unteach.errors import DataError
 from unteach.evaluate.metrics import presence
 from unteach.evaluate.metrics.presence import Answers, Domain, none_share
-from unteach.evaluate.stats import Interval, share, wilson
+from unteach.records.stats import Interval, share, wilson
 
 OBJECTS, STYLES = 3, 2
 

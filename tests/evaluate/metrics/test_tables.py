@@ -12,7 +12,7 @@ from unteach.evaluate.metrics.tables import (
     presence_metrics,
     seen_table,
 )
-from unteach.evaluate.stats import mcnemar, paired_difference, wilson
+from unteach.records.stats import mcnemar, paired_difference, wilson
 
 SUBJECT = Subject(concept="mono", target=1, domain="style", judge="cnn")
 OBJECTS, STYLES = ("dog", "cat"), ("noto", "mono")

@@ -10,6 +10,7 @@ from tools.canvas.train_judges import RECIPES, Recipe, batch, doubt, train
 
 from unteach.canvas import model_path
 from unteach.canvas.judges import load
+from unteach.core.events import Steps
 from unteach.data.emoji import grid
 
 NAMES = ("cnn", "patch")
@@ -49,7 +50,7 @@ def test_interrupted_training_is_unbroken_training(name: str, tmp_path: Path) ->
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(recipe, out=tmp_path, save_every=2, on_step=stop)
+        train(recipe, out=tmp_path, save_every=2, events=Steps(stop))
     resumed = train(recipe, out=tmp_path, save_every=2)
     for key, value in unbroken.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[key]), key

@@ -17,8 +17,15 @@ from unteach.continual.methods import (
     vcl,
     xder,
 )
+from unteach.continual.methods.base import Form, Method, Replay, methods
+from unteach.continual.methods.combined import AnyMethod, Combined, make
 
 __all__ = [
+    "AnyMethod",
+    "Combined",
+    "Form",
+    "Method",
+    "Replay",
     "cpr",
     "der",
     "er",
@@ -30,6 +37,8 @@ __all__ = [
     "importance",
     "laplace",
     "lwf",
+    "make",
+    "methods",
     "plain",
     "subspaces",
     "vcl",

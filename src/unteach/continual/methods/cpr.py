@@ -1,14 +1,13 @@
 """Classifier-projection regularisation (Cha et al. 2021): keep the answers on the current batch wide. On any host."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, current, probabilities, uniform
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.sources import CurrentBatch, Uniform, probabilities
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import NegEntropy
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 @methods.add("cpr")
@@ -27,6 +26,6 @@ class CPR(Method):
 
     alpha: float = setting(0.1, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the divergence of the answers from the uniform distribution."""
-        return [TaskLoss(), Output(NegEntropy(), current, uniform, self.alpha, space=probabilities)]
+        return [TaskLoss(), Output(NegEntropy(), CurrentBatch(), Uniform(), self.alpha, space=probabilities)]

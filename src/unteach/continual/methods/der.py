@@ -1,14 +1,13 @@
 """Dark experience replay (Buzzega et al. 2020): the memory keeps the logits that the network had."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unteach.continual.method import Replay, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, labels, memory, stored
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Replay, methods, setting
+from unteach.continual.sources import FromMemory, Labels, StoredLogits
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import LogSumExp, MeanSquare
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 @methods.add("der")
@@ -25,9 +24,9 @@ class DER(Replay):
 
     alpha: float = setting(0.3, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the distance to stored logits."""
-        return [TaskLoss(), Output(MeanSquare(), memory("a"), stored, self.alpha)]
+        return [TaskLoss(), Output(MeanSquare(), FromMemory("a"), StoredLogits(), self.alpha)]
 
 
 @methods.add("der++")
@@ -43,6 +42,6 @@ class DERPlusPlus(DER):
 
     beta: float = setting(0.5, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """DER's terms, and cross-entropy on another draw."""
-        return [*super().terms(learner), Output(LogSumExp(), memory("b"), labels, self.beta)]
+        return [*super().terms(learner), Output(LogSumExp(), FromMemory("b"), Labels(), self.beta)]

@@ -1,14 +1,13 @@
 """Experience replay and its relatives whose memory term is cross-entropy: ER, ER-ACE."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unteach.continual.method import Form, Replay, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, both, labels, memory
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Replay, methods, setting
+from unteach.continual.sources import BothBatches, FromMemory, Labels
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import LogSumExp
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 @methods.add("er")
@@ -28,11 +27,11 @@ class ER(Replay):
     alpha: float = setting(1.0, low=0)
     concatenated: bool = False
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss, and the memory's."""
         if self.concatenated:
-            return [TaskLoss(source=both)]
-        return [TaskLoss(), Output(LogSumExp(), memory("a"), labels, self.alpha)]
+            return [TaskLoss(source=BothBatches())]
+        return [TaskLoss(), Output(LogSumExp(), FromMemory("a"), Labels(), self.alpha)]
 
 
 @methods.add("er-ace")
@@ -52,6 +51,6 @@ class ERACE(Replay):
 
     alpha: float = setting(1.0, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The masked task loss, and the memory's cross-entropy."""
-        return [TaskLoss(classes="present"), Output(LogSumExp(), memory("a"), labels, self.alpha)]
+        return [TaskLoss(classes="present"), Output(LogSumExp(), FromMemory("a"), Labels(), self.alpha)]

@@ -1,18 +1,16 @@
 """Elastic weight consolidation: a quadratic around old weights, the Fisher information its curvature."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import Anchor, TaskLoss, Term
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.terms import Anchor, TaskLoss, Term
 from unteach.core.curvature import Curvature, Diagonal, collapse
 from unteach.core.fisher import fisher
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 Kind = Literal["exact", "empirical", "sampled", "official", "batch"]
 
@@ -35,7 +33,7 @@ class FisherMethod(Method):
     fisher: Kind = "exact"
     fisher_samples: int = setting(1024, low=0)
 
-    def information(self, learner: "Learner") -> list[Tensor]:
+    def information(self, learner: Learner) -> list[Tensor]:
         """The diagonal of the Fisher information on this task's data, one tensor a parameter."""
         data = learner.batches("fisher", limit=self.fisher_samples or None)
         found = fisher(
@@ -67,7 +65,7 @@ class FisherAnchor(Anchor):
         return Diagonal(tuple(self.importance))
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Move the anchor, add this task's information."""
         new, now = self.method.information(learner), [p.detach() for p in learner.params]
         if self.importance is None or self.anchor is None:
@@ -86,7 +84,7 @@ class EWC(FisherMethod):
 
     name: ClassVar[str] = "ewc"
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the collapsed quadratics."""
         return [TaskLoss(), FisherAnchor(self)]
 
@@ -104,6 +102,6 @@ class OnlineEWC(FisherMethod):
 
     decay: float = setting(1.0, low=0, high=1)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the quadratic."""
         return [TaskLoss(), FisherAnchor(self, self.decay)]

@@ -1,16 +1,15 @@
 """Function distance regularisation (Benjamin et al. 2019): stay near the old network's probabilities on memory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
-from unteach.continual.method import Form, Replay, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, memory, probabilities, stored
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Replay, methods, setting
+from unteach.continual.sources import FromMemory, StoredLogits, probabilities
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import Square
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 @methods.add("fdr")
@@ -32,17 +31,17 @@ class FDR(Replay):
 
     alpha: float = setting(1.0, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the distance between probabilities."""
-        return [TaskLoss(), Output(Square(), memory("a"), stored, self.alpha, space=probabilities)]
+        return [TaskLoss(), Output(Square(), FromMemory("a"), StoredLogits(), self.alpha, space=probabilities)]
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Store the logits of the network as it is now, for this task's samples."""
         kept = learner.memory
         assert kept is not None
         slots = (kept.task[: len(kept)] == learner.task).nonzero()[:, 0]
         learner.model.eval()
-        for part in torch.split(slots, learner.settings.eval_batch):
+        for part in torch.split(slots, learner.settings.eval_batch_size):
             kept.update_logits(part, learner.forward(learner.views(kept.x[part], None)))
         learner.model.train()

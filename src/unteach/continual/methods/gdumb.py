@@ -1,16 +1,14 @@
 """GDumb (Prabhu et al. 2020): keep a balanced memory, learn from nothing else. A control of every replay method."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from unteach.continual.method import Form, Replay, methods, setting
-from unteach.continual.objective import TaskLoss, Term
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Replay, methods, setting
+from unteach.continual.terms import TaskLoss, Term
 
 
 @methods.add("gdumb")
@@ -33,11 +31,11 @@ class GDumb(Replay):
     fit_epochs: int = setting(40, low=1)
     fit_lr: float = setting(0.03, above=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """A task loss of weight 0."""
         return [TaskLoss(weight=0)]
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Train from scratch on the memory."""
         kept = learner.memory
         assert kept is not None

@@ -4,7 +4,7 @@ A-GEM's step is ER's with a weight that depends on the state, α_t = max(0, -<g,
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
 
-from unteach.continual.method import Form, Replay, Rule, methods, setting
-from unteach.continual.objective import Batch, TaskLoss, Term, View
-from unteach.continual.vectors import flat, shaped
+from unteach.continual.batch import Batch
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Replay, methods, setting
+from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.surgery import agem
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
+from unteach.core.vectors import flat, shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,18 @@ class _Episodic(Replay):
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = True
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss."""
         return [TaskLoss()]
 
     def remember(self, view: View, x: Tensor) -> None:
         """Nothing is kept before the task ends."""
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Keep a random share of the task's samples."""
         assert learner.memory is not None
         x, y = learner.data[learner.task]
-        share = max(1, self.buffer // len(learner.data))
+        share = max(1, self.buffer_size // len(learner.data))
         rows = seeds.permutation(len(y), learner.seed, "episodic", learner.task)[:share].to(x.device)
         learner.memory.insert(x[rows], y[rows], task=learner.task, step=learner.task)
 
@@ -64,7 +64,7 @@ class AGEM(_Episodic):
 
     name: ClassVar[str] = "a-gem"
 
-    def rule(self, learner: "Learner") -> Rule:
+    def rule(self, learner: Learner) -> Rule:
         """Project where the two fight."""
         return _AGEM()
 
@@ -120,6 +120,6 @@ class GEM(_Episodic):
     margin: float = setting(0.0, low=0)
     samples: int = setting(64, low=1)
 
-    def rule(self, learner: "Learner") -> Rule:
+    def rule(self, learner: Learner) -> Rule:
         """Solve the quadratic programme where a constraint is broken."""
         return _GEM(self.margin, self.samples)

@@ -1,23 +1,23 @@
 """iCaRL (Rebuffi et al. 2017): sigmoid distillation, a memory chosen by herding, the nearest mean as classifier."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unteach.continual.herding import herding
-from unteach.continual.method import Form, Replay, methods, setting
+from unteach.continual.learner import Learner
+from unteach.continual.memory.selection import herding
+from unteach.continual.methods.base import Form, Replay, methods, setting
 from unteach.continual.networks import features
-from unteach.continual.objective import Output, TaskLoss, Term, View, both, previous
+from unteach.continual.sources import BothBatches, OldOutputs
+from unteach.continual.terms import Output, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core.bregman import Softplus
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-def old_classes(learner: "Learner") -> Tensor:
+def old_classes(learner: Learner) -> Tensor:
     """Classes seen that this task does not have, bool (C,)."""
     return learner.seen & ~learner.current
 
@@ -30,12 +30,12 @@ class SigmoidLoss(TaskLoss):
     """
 
     def __init__(self, average: bool) -> None:
-        super().__init__(both)
+        super().__init__(BothBatches())
         self.average = average
 
     def value(self, view: View) -> Tensor | None:
         """Shape (); ``data_weight`` counts for samples of the current batch only."""
-        batch = self.source(view)
+        batch = self.source.batch(view)
         if batch is None:
             return None
         own = view.learner.current
@@ -56,7 +56,7 @@ class Distillation(Output):
     """
 
     def __init__(self, alpha: float, average: bool) -> None:
-        super().__init__(Softplus(), both, previous, alpha, columns=old_classes)
+        super().__init__(Softplus(), BothBatches(), OldOutputs(), alpha, columns=old_classes)
         self.average = average
 
     def value(self, view: View) -> Tensor | None:
@@ -86,7 +86,7 @@ class ICaRL(Replay):
     alpha: float = setting(1.0, low=0)
     average: bool = False
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The sigmoid loss and distillation."""
         return [SigmoidLoss(self.average), Distillation(self.alpha, self.average)]
 
@@ -94,11 +94,11 @@ class ICaRL(Replay):
         """The memory changes only when a task ends."""
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Each class seen keeps an equal share, the best first: new classes by herding, old ones shortened."""
         kept = learner.memory
         assert kept is not None
-        share = self.buffer // int(learner.seen.sum())
+        share = self.buffer_size // int(learner.seen.sum())
         learner.model.eval()
         x, y, task = [], [], []
         held, data = len(kept), learner.data[learner.task]
@@ -116,7 +116,7 @@ class ICaRL(Replay):
         kept.replace(torch.cat(x).clone(), torch.cat(y), task=torch.cat(task).clone())
         learner.model.train()
 
-    def scores(self, learner: "Learner", x: Tensor) -> Tensor | None:
+    def scores(self, learner: Learner, x: Tensor) -> Tensor | None:
         """-‖φ - μ_c‖ on features of length 1, μ_c the mean of the class in memory; None while that is empty."""
         kept = learner.memory
         if kept is None or len(kept) == 0:
@@ -129,7 +129,7 @@ class ICaRL(Replay):
 
 
 @torch.no_grad()
-def _features(learner: "Learner", x: Tensor) -> Tensor:
-    size = learner.settings.eval_batch
+def _features(learner: Learner, x: Tensor) -> Tensor:
+    size = learner.settings.eval_batch_size
     parts = [features(learner.network, learner.views(part, None))[1] for part in torch.split(x, size)]
     return F.normalize(torch.cat(parts), dim=1)

@@ -2,28 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import Anchor, TaskLoss, Term, View
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.terms import Anchor, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core.curvature import Curvature, Diagonal, Identity, differences
 from unteach.core.fisher import mas
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-class Near(Anchor):
+class L2SPTerm(Anchor):
     """½‖θ - θ_old‖²."""
 
     def curvature(self) -> Curvature:
         """A = I."""
         return Identity()
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Move the anchor."""
         self.set(learner.params, [])
 
@@ -42,12 +41,12 @@ class L2SP(Method):
 
     strength: float = setting(0.1, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the distance to the last weights."""
-        return [TaskLoss(), Near(self.strength)]
+        return [TaskLoss(), L2SPTerm(self.strength)]
 
 
-class Path(Anchor):
+class SITerm(Anchor):
     """½ (θ - θ_old)ᵀ diag(Ω) (θ - θ_old) with Ω from the path of the weights (Zenke et al. 2017).
 
     ω sums -g·Δθ over the task's updates, g the gradient less that of this penalty; at the task's end
@@ -68,7 +67,7 @@ class Path(Anchor):
         assert self.importance is not None
         return Diagonal(tuple(self.importance))
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: Learner) -> None:
         """Begin a path."""
         self.start = [p.detach().clone() for p in learner.params]
         self.path = [torch.zeros_like(p) for p in learner.params]
@@ -89,7 +88,7 @@ class Path(Anchor):
         return [None if g is None else g - self.weight * o for g, o in zip(gradients, own, strict=True)]
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Turn the path into weights and move the anchor."""
         assert self.path is not None and self.start is not None
         parts = zip(self.path, learner.params, self.start, strict=True)
@@ -124,12 +123,12 @@ class SI(Method):
     strength: float = setting(1.0, low=0)
     xi: float = setting(0.1, above=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the quadratic."""
-        return [TaskLoss(), Path(2 * self.strength, self.xi)]
+        return [TaskLoss(), SITerm(2 * self.strength, self.xi)]
 
 
-class Sensitivity(Anchor):
+class MASTerm(Anchor):
     """½ (θ - θ_old)ᵀ diag(Ω) (θ - θ_old), Ω = Σ_tasks E|∂‖h‖²/∂θ| (Aljundi et al. 2018)."""
 
     def __init__(self, weight: float, samples: int) -> None:
@@ -141,7 +140,7 @@ class Sensitivity(Anchor):
         assert self.importance is not None
         return Diagonal(tuple(self.importance))
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Add this task's sensitivity (no labels needed) and move the anchor."""
         data = learner.batches("fisher", limit=self.samples or None)
         params = dict(zip(learner.names, learner.params, strict=True))
@@ -167,12 +166,12 @@ class MAS(Method):
     strength: float = setting(0.01, low=0)
     samples: int = setting(1024, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the quadratic."""
-        return [TaskLoss(), Sensitivity(2 * self.strength, self.samples)]
+        return [TaskLoss(), MASTerm(2 * self.strength, self.samples)]
 
 
-class Walk(Path):
+class RWalkTerm(SITerm):
     """RWalk (Chaudhry et al. 2018): weights F̃ + s, both scaled to [0, 1].
 
     F̃ is a moving average of squared batch gradients (less this penalty's); s sums max(0, -g·Δθ) / (½F̃Δθ² + ε) over
@@ -185,7 +184,7 @@ class Walk(Path):
         self.fisher: list[Tensor] | None = None
         self.score: list[Tensor] | None = None
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: Learner) -> None:
         """Begin a path; the moving average goes on."""
         super().begin_task(learner)
         if self.fisher is None:
@@ -203,7 +202,7 @@ class Walk(Path):
                 w += (-g * move).clamp_min(0) / (0.5 * f * move.square() + self.xi)
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Weights of this task, and the anchor moves."""
         assert self.path is not None and self.fisher is not None
         fresh = self.path
@@ -245,6 +244,6 @@ class RWalk(Method):
     decay: float = setting(0.9, low=0, high=1)
     epsilon: float = setting(1e-3, above=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the quadratic."""
-        return [TaskLoss(), Walk(2 * self.strength, self.decay, self.epsilon)]
+        return [TaskLoss(), RWalkTerm(2 * self.strength, self.decay, self.epsilon)]

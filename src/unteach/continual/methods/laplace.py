@@ -2,23 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.continual.method import Form, Method, methods, setting
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
 from unteach.continual.methods.ewc import FisherMethod
-from unteach.continual.objective import Anchor, TaskLoss, Term, View
+from unteach.continual.terms import Anchor, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core.bregman import Quadratic
 from unteach.core.curvature import Curvature, Diagonal, Identity, Kronecker
 from unteach.core.fisher import kronecker
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-class Precision(Anchor):
+class LaplaceTerm(Anchor):
     """½ (θ - θ_old)ᵀ Λ (θ - θ_old) / N with Λ = prior + Σ_tasks N_k F_k; per sample, as the task loss is.
 
     With weight 1 the minimum is the maximum of the second-order posterior. Before the first task has ended the
@@ -29,7 +28,7 @@ class Precision(Anchor):
         super().__init__(method.strength)
         self.method, self.samples = method, 1
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: Learner) -> None:
         """Count the samples; the first task's anchor is the prior's mean, 0."""
         self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
         if self.anchor is None:
@@ -46,7 +45,7 @@ class Precision(Anchor):
         found = super().value(view)
         return None if found is None else found / self.samples
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Add this task's precision and move the anchor."""
         assert self.importance is not None
         new = self.method.information(learner)
@@ -77,12 +76,12 @@ class Laplace(FisherMethod):
     strength: float = setting(1.0, low=0)
     prior: float = setting(1.0, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the posterior's quadratic."""
-        return [TaskLoss(), Precision(self)]
+        return [TaskLoss(), LaplaceTerm(self)]
 
 
-class Factors(Anchor):
+class KFACTerm(Anchor):
     """½ Σ_layers tr(ΔᵀG Δ A)·N/N_now + ½·prior·‖Δ‖², factors added up over tasks (Ritter et al. 2018, §3).
 
     A sum of Kronecker products is not one; as is usual the factors are summed, each damped by ``damping``.
@@ -94,7 +93,7 @@ class Factors(Anchor):
         self.factors: dict[str, list[Tensor]] = {}
         self.names: list[str] = []
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: Learner) -> None:
         """Count the samples."""
         self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
 
@@ -114,7 +113,7 @@ class Factors(Anchor):
         return total / self.samples
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Add this task's factors and move the anchor."""
         limit = self.method.fisher_samples or None
         data = ((batch.x, batch.y) for batch in learner.batches("fisher", limit=limit))
@@ -163,6 +162,6 @@ class KroneckerLaplace(Method):
     factor: Literal["exact", "sampled", "empirical"] = "sampled"
     fisher_samples: int = setting(1024, low=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the quadratic."""
-        return [TaskLoss(), Factors(self)]
+        return [TaskLoss(), KFACTerm(self)]

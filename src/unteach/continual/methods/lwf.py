@@ -1,19 +1,18 @@
 """Learning without forgetting (Li and Hoiem 2016): the old network's answers on the new data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, current, previous
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.sources import CurrentBatch, OldOutputs
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import LogSumExp
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-def old_classes(learner: "Learner") -> Tensor:
+def old_classes(learner: Learner) -> Tensor:
     """Classes of the tasks before this one, bool (C,); they may come again, as on a domain-incremental stream."""
     return learner.task_columns[: learner.stage_tasks[0]].any(0)
 
@@ -37,7 +36,7 @@ class LwF(Method):
     alpha: float = setting(1.0, low=0)
     temperature: float = setting(2.0, above=0)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and distillation on the current batch."""
         psi = LogSumExp(temperature=self.temperature)
-        return [TaskLoss(classes="seen"), Output(psi, current, previous, self.alpha, columns=old_classes)]
+        return [TaskLoss(classes="seen"), Output(psi, CurrentBatch(), OldOutputs(), self.alpha, columns=old_classes)]

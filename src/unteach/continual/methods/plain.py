@@ -1,14 +1,13 @@
 """The two ends of the scale: fine-tune (the task loss alone) and joint training; label smoothing as a term."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import Output, TaskLoss, Term, current, uniform
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.sources import CurrentBatch, Uniform
+from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import LogSumExp
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 @methods.add("fine-tune")
@@ -18,7 +17,7 @@ class FineTune(Method):
 
     name: ClassVar[str] = "fine-tune"
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss."""
         return [TaskLoss()]
 
@@ -38,7 +37,7 @@ class Joint(Method):
 
     cumulative: bool = False
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss."""
         return [TaskLoss()]
 
@@ -65,6 +64,6 @@ class LabelSmoothing(Method):
 
     epsilon: float = setting(0.1, low=0, high=1)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the divergence to no preference."""
-        return [TaskLoss(weight=1 - self.epsilon), Output(LogSumExp(), current, uniform, self.epsilon)]
+        return [TaskLoss(weight=1 - self.epsilon), Output(LogSumExp(), CurrentBatch(), Uniform(), self.epsilon)]

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unteach.continual.method import Form, Method, Rule, methods, setting
-from unteach.continual.objective import TaskLoss, Term, View
-from unteach.continual.vectors import flat, shaped
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.view import View
+from unteach.core.vectors import flat, shaped
 
 
 class _OGD(Rule):
@@ -29,7 +28,7 @@ class _OGD(Rule):
         g = flat(gradients, view.learner.params)
         return shaped(g - self.basis @ (self.basis.T @ g), gradients, view.learner.params)
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         learner.model.eval()
         columns = []
         for batch in learner.batches("ogd", limit=self.vectors):
@@ -71,11 +70,11 @@ class OGD(Method):
 
     vectors: int = setting(40, low=1)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss."""
         return [TaskLoss()]
 
-    def rule(self, learner: "Learner") -> Rule:
+    def rule(self, learner: Learner) -> Rule:
         """Project off the stored gradients."""
         return _OGD(self.vectors)
 
@@ -103,7 +102,7 @@ class _GPM(Rule):
         return edited
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         for name, inputs in layer_inputs(learner, self.samples).items():
             self.bases[name] = extended(self.bases.get(name), inputs, self.threshold)
 
@@ -133,7 +132,7 @@ def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
     return torch.cat([known, u[:, : min(need, rank)]], 1)
 
 
-def layer_inputs(learner: "Learner", samples: int) -> dict[str, Tensor]:
+def layer_inputs(learner: Learner, samples: int) -> dict[str, Tensor]:
     """Inputs of every linear and convolutional layer on the task's data: weight's name to (inputs, columns)."""
     found: dict[str, list[Tensor]] = {}
     handles = []
@@ -185,10 +184,10 @@ class GPM(Method):
     threshold: float = setting(0.97, above=0, high=1)
     samples: int = setting(128, low=1)
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss."""
         return [TaskLoss()]
 
-    def rule(self, learner: "Learner") -> Rule:
+    def rule(self, learner: Learner) -> Rule:
         """Project off the stored inputs."""
         return _GPM(self.threshold, self.samples)

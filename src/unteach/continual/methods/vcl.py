@@ -3,18 +3,17 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unteach.continual.method import Form, Method, methods, setting
-from unteach.continual.objective import TaskLoss, Term, View
+from unteach.continual.learner import Learner
+from unteach.continual.methods.base import Form, Method, methods, setting
+from unteach.continual.terms import TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core.bregman import gaussian_kl
-
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
 
 class MeanField(nn.Module):
@@ -69,7 +68,7 @@ class Posterior(Term):
         self.log_std: list[Tensor] | None = None
         self.samples = 1
 
-    def begin_task(self, learner: "Learner") -> None:
+    def begin_task(self, learner: Learner) -> None:
         """Count the task's samples."""
         self.samples = sum(len(learner.data[task][1]) for task in learner.stage_tasks)
 
@@ -84,7 +83,7 @@ class Posterior(Term):
         ]
         return torch.stack(parts).sum() / self.samples
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """The posterior is the next prior."""
         mean, log_std = _halves(learner.params)
         self.mean, self.log_std = [m.detach().clone() for m in mean], [s.detach().clone() for s in log_std]
@@ -126,11 +125,11 @@ class VCL(Method):
         """The network with Gaussian weights."""
         return MeanField(network, math.log(self.initial_std))
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The task loss under drawn weights, and the divergence from the last posterior."""
         return [TaskLoss(), Posterior(self.beta, self.prior_std)]
 
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Leave the means in the network."""
         assert isinstance(learner.model, MeanField)
         learner.model.settle()
@@ -162,8 +161,8 @@ class NaturalGradient(torch.optim.Optimizer):
             if m.grad is None or s.grad is None:
                 continue
             precision = (-2 * s).exp()
-            slope = s.grad * precision / 2  # ∂L/∂σ²
-            moved = (precision + group["lr"] * 2 * n * slope).clamp(min=precision / 2, max=precision * 2)
+            gradient = s.grad * precision / 2  # ∂L/∂σ²
+            moved = (precision + group["lr"] * 2 * n * gradient).clamp(min=precision / 2, max=precision * 2)
             s.copy_(-0.5 * moved.log())
             m.sub_(group["lr"] * n * m.grad / moved)
 
@@ -181,7 +180,7 @@ class NVCL(VCL):
 
     rate: float = setting(0.02, above=0)
 
-    def optimizer(self, learner: "Learner") -> torch.optim.Optimizer:
+    def optimizer(self, learner: Learner) -> torch.optim.Optimizer:
         """The natural gradient, which knows the task's size."""
 
         def samples() -> int:

@@ -1,23 +1,23 @@
 """X-DER (Boschini et al. 2022), as far as the one form allows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unteach.continual.memory import Memory
-from unteach.continual.method import Form, methods, presets, setting
+from unteach.continual.learner import Learner
+from unteach.continual.memory.buffer import Memory
+from unteach.continual.methods.base import Form, methods, setting
 from unteach.continual.methods.der import DERPlusPlus
-from unteach.continual.objective import Output, TaskLoss, Term, View, labels, memory, stored
+from unteach.continual.sources import FromMemory, Labels, StoredLogits
+from unteach.continual.terms import Output, TaskLoss, Term
+from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp, MeanSquare
 
-if TYPE_CHECKING:
-    from unteach.continual.learner import Learner
 
-
-def past_classes(learner: "Learner") -> Tensor:
+def past_classes(learner: Learner) -> Tensor:
     """Classes of the tasks before this one, bool (C,)."""
     return learner.task_columns[: learner.task].any(0)
 
@@ -63,13 +63,13 @@ class XDER(DERPlusPlus):
             found.append("fill 'task end' shares the memory out itself: use policy 'reservoir' or 'balanced'")
         return found
 
-    def terms(self, learner: "Learner") -> list[Term]:
+    def terms(self, learner: Learner) -> list[Term]:
         """The masked task loss and DER++'s memory terms."""
         heads = past_classes if self.memory_heads == "past" else None
         return [
             TaskLoss(classes="current"),
-            Output(MeanSquare(), memory("a"), stored, self.alpha),
-            Output(LogSumExp(), memory("b"), labels, self.beta, columns=heads),
+            Output(MeanSquare(), FromMemory("a"), StoredLogits(), self.alpha),
+            Output(LogSumExp(), FromMemory("b"), Labels(), self.beta, columns=heads),
         ]
 
     def remember(self, view: View, x: Tensor) -> None:
@@ -78,7 +78,7 @@ class XDER(DERPlusPlus):
             super().remember(view, x)
 
     @torch.no_grad()
-    def end_task(self, learner: "Learner") -> None:
+    def end_task(self, learner: Learner) -> None:
         """Implant this task's logits into older samples, scaled below what they say of their own class."""
         kept = learner.memory
         assert kept is not None and kept.logits is not None
@@ -87,7 +87,7 @@ class XDER(DERPlusPlus):
             self._refill(learner, kept)
         old = (kept.task[: len(kept)] != learner.task).nonzero()[:, 0]
         heads = learner.current if self.heads == "new" else learner.current | ~learner.seen
-        for part in torch.split(old, learner.settings.eval_batch):
+        for part in torch.split(old, learner.settings.eval_batch_size):
             new = learner.forward(learner.views(kept.x[part], None))
             kept.update_logits(part, self.implant(kept.logits[part], new, kept.y[part], heads))
         learner.model.train()
@@ -101,11 +101,11 @@ class XDER(DERPlusPlus):
         made[:, heads] = new * torch.where(most > (cap if self.threshold == "gamma" else own), lower, 1)
         return made
 
-    def _refill(self, learner: "Learner", kept: Memory) -> None:
+    def _refill(self, learner: Learner, kept: Memory) -> None:
         """Each class of each earlier task keeps an equal share, its first samples; this task's get what is free."""
         assert kept.logits is not None
         classes = learner.task_columns[: learner.task + 1].sum()
-        held, share, rows = len(kept), self.buffer // int(classes), []
+        held, share, rows = len(kept), self.buffer_size // int(classes), []
         for task in range(learner.task):
             for label in learner.task_columns[task].nonzero()[:, 0]:
                 mine = (kept.y[:held] == label) & (kept.task[:held] == task)
@@ -114,10 +114,10 @@ class XDER(DERPlusPlus):
         x, y = learner.data[learner.task]
         order = seeds.permutation(len(y), learner.seed, "x-der", learner.task).to(x.device)
         own = learner.current.nonzero()[:, 0]
-        each, more = divmod(self.buffer - len(old), len(own))
+        each, more = divmod(self.buffer_size - len(old), len(own))
         lucky = seeds.permutation(len(own), learner.seed, "x-der shares", learner.task).tolist()
         chosen = torch.cat([order[y[order] == c][: each + (lucky[i] < more)] for i, c in enumerate(own)])
-        parts = torch.split(chosen, learner.settings.eval_batch)
+        parts = torch.split(chosen, learner.settings.eval_batch_size)
         z = torch.cat([learner.forward(learner.views(x[part], None)) for part in parts]).to(kept.logits)
         past = past_classes(learner) & ~learner.current
         if bool(past.any()):
@@ -131,6 +131,4 @@ class XDER(DERPlusPlus):
 
 
 # The released code but for what docs/paper-settings.md lists: contrastive preparation, hinges, updates while training.
-presets.add("x-der-official")(
-    ("x-der", {"threshold": "own", "heads": "new and future", "fill": "task end", "memory_heads": "past"})
-)
+methods.preset("x-der-official", "x-der", threshold="own", heads="new and future", fill="task end", memory_heads="past")

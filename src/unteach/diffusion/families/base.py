@@ -1,21 +1,58 @@
 """What a model family has to say about itself. The rest of the package is the same for all families."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from unteach.core.registry import Registry
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.schedule import Schedule
-from unteach.errors import ModelError
 
 # diffusers' constructors have no complete annotations; a pipeline is therefore typed as Any throughout.
 Pipeline = Any
-_DDPM: Any = DDPMScheduler
+_ROLES = (("norm", r".*norm\w*"), ("q", r"(to|add)_q(_proj)?"), ("k", r"(to|add)_k(_proj)?"),
+          ("v", r"(to|add)_v(_proj)?"), ("out", r"to_(add_)?out"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a parameter is, and what kind of layer it belongs to.
+
+    Attributes:
+        part: the stretch of the data flow: "conv_in", "down_blocks.0", "mid_block", "transformer_blocks.3".
+        block: the unit inside it that repeats: "down_blocks.0.resnets.1"; the part where there is none.
+        kind: "cross-attention" (in joint attention: the text's own projections), "self-attention", "feed-forward",
+            "transformer" (the rest of a transformer block), "resnet", "resampling", "embedding" or "other".
+        role: "q", "k", "v" or "out" in an attention, "norm", else "".
+    """
+
+    part: str
+    block: str
+    kind: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text states that stand one behind the other, one for each token of one tokenizer, or of several that agree.
+
+    Attributes:
+        tokenizers: attributes of the pipeline.
+        start: place of the first state in ``Conditioning.hidden``.
+        length: number of states; longer prompts are cut.
+        marked: whether the first state is a start mark's, equal in all prompts.
+    """
+
+    tokenizers: tuple[str, ...]
+    start: int
+    length: int
+    marked: bool = True
 
 
 class Family(ABC):
@@ -26,23 +63,37 @@ class Family(ABC):
         pipeline: the diffusers class, equal to ``_class_name`` in ``model_index.json``.
         denoiser: the attribute of the pipeline that holds the network being edited; also its prefix in LoRA
             files.
+        arguments: what the denoiser calls its noisy latents and their times.
         components: parts that must be there, and their class.
         tokenizers: its tokenizers, each with the text encoder that reads its tokens.
+        optional: those of both that may be left out.
+        schedulers: classes of schedulers that a folder may name.
         loading: extra arguments of ``from_pretrained``: parts that are left out are None.
         cross_attention_kv: regex (``fullmatch``) for the names of the text's key and value projections.
+        text_layers: regex for the names of linear layers that read nothing but the text, and the part of the
+            conditioning that each reads.
+        part, block: regexes of what a parameter's name begins with, for :meth:`layers`; else its first word counts.
+        kinds: kinds of layers, each with the regex (``fullmatch``) of its parameters; the first that fits counts.
     """
 
     name: ClassVar[str]
     pipeline: ClassVar[Any]
     denoiser: ClassVar[str]
+    arguments: ClassVar[tuple[str, str]] = ("sample", "timestep")
     components: ClassVar[Mapping[str, str]]
     tokenizers: ClassVar[Mapping[str, str]]
+    optional: ClassVar[frozenset[str]] = frozenset()
+    schedulers: ClassVar[tuple[str, ...]]
     loading: ClassVar[Mapping[str, Any]]
     cross_attention_kv: ClassVar[str]
+    text_layers: ClassVar[Mapping[str, str]]
+    part: ClassVar[str]
+    block: ClassVar[str]
+    kinds: ClassVar[tuple[tuple[str, str], ...]]
 
     @abstractmethod
     def schedule(self, pipe: Pipeline) -> Schedule:
-        """Noise rates and prediction type, from the scheduler's config."""
+        """Noise rates, times and what the denoiser's output means, from the scheduler's config."""
 
     @abstractmethod
     def latent_shape(self, pipe: Pipeline) -> tuple[int, int, int]:
@@ -53,16 +104,43 @@ class Family(ABC):
         """Encode prompts with the pipeline's own text encoders, at the model's own resolution."""
 
     @abstractmethod
-    def unconditional(self, pipe: Pipeline) -> Conditioning:
-        """One row: what the pipeline itself uses for guidance when no negative prompt is given."""
-
-    @abstractmethod
-    def denoiser_inputs(self, cond: Conditioning) -> dict[str, Any]:
-        """The denoiser's keyword arguments for a conditioning."""
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> dict[str, Any]:
+        """The denoiser's keyword arguments; ``t`` is ``()`` or ``(B,)``."""
 
     @abstractmethod
     def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
         """The keyword arguments of the pipeline's ``__call__`` that stand for the encoded prompts."""
+
+    def call(
+        self, pipe: Pipeline, x_t: Tensor, t: Tensor, cond: Conditioning, params: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The denoiser's output, ``(B, C, h, w)``, with ``params`` in place of its parameters of these names."""
+        denoiser, given = getattr(pipe, self.denoiser), self.inputs(x_t, t, cond) | {"return_dict": False}
+        (out,) = denoiser(**given) if params is None else functional_call(denoiser, dict(params), (), given)
+        result: Tensor = out
+        return result
+
+    def unconditional(self, pipe: Pipeline) -> Conditioning:
+        """One row: what the pipeline itself uses for guidance when no negative prompt is given (an empty one)."""
+        return self.encode(pipe, [""])
+
+    def parts(self, pipe: Pipeline) -> list[str]:
+        """The components that this pipeline has."""
+        return [part for part in self.components if part not in self.optional or getattr(pipe, part) is not None]
+
+    def segments(self, pipe: Pipeline) -> tuple[Segment, ...]:
+        """The text states in their order; those of all tokenizers side by side, unless a family says otherwise."""
+        length = min(int(getattr(pipe, name).model_max_length) for name in self.tokenizers)
+        return (Segment(tuple(self.tokenizers), 0, length),)
+
+    def noised(self, scheduler: Any, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser gets to see in the pipeline for this latent, noise and time ``()``."""
+        seen: Tensor = scheduler.scale_model_input(scheduler.add_noise(x0, eps, t[None]), t)
+        return seen
+
+    def pixels(self, pipe: Pipeline) -> int:
+        """Height and width are multiples of this; diffusers asks for 8, the latents for the VAE's own factor."""
+        return max(8, int(pipe.vae_scale_factor))
 
     def scale_latents(self, vae: Any, raw: Tensor) -> Tensor:
         """From the VAE's own latents to those the denoiser sees."""
@@ -72,45 +150,27 @@ class Family(ABC):
         """The inverse of :meth:`scale_latents`."""
         return latents / float(vae.config.scaling_factor)
 
+    @classmethod
+    def layers(cls, names: Iterable[str]) -> dict[str, Layer]:
+        """Parameter name → its place and kind of layer; names that are not known count as "other"."""
+        found = {}
+        for name in names:
+            top, last = name.partition(".")[0], name.rpartition(".")[0].removesuffix(".0").rpartition(".")[2]
+            part, block = (re.match(pattern, name) for pattern in (cls.part, cls.block))
+            kind = next((kind for kind, pattern in cls.kinds if re.fullmatch(pattern, name)), "other")
+            role = next((role for role, pattern in _ROLES if re.fullmatch(pattern, last)), "")
+            found[name] = Layer(part[0] if part else top, block[0] if block else top, kind, role)
+        return found
+
 
 families: Registry[type[Family]] = Registry("model family")
 
 
-def variance_preserving(pipe: Pipeline) -> Schedule:
-    """The discrete schedule with a² + s² = 1 of the DDPM kind; a² is ᾱ_t.
-
-    Raises:
-        ModelError: the scheduler has no betas, so that its noise rates would be a guess.
-    """
-    config = pipe.scheduler.config
-    flow = config.get("use_flow_sigmas", False)
-    if flow or not any(config.get(key) is not None for key in ("beta_schedule", "trained_betas")):
-        raise ModelError(
-            "the scheduler noises in a way that is not known here: "
-            + ("it uses flow matching" if flow else "it has no betas (EDM, flow matching or the like)"),
-            found=type(pipe.scheduler).__name__,
-            fix="use a model whose scheduler has betas, such as DDIM, Euler or DPM-Solver++",
-        )
-    # Only the betas matter here; how the model is sampled (clipping, thresholding) does not.
-    kept = (
-        "num_train_timesteps",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "rescale_betas_zero_snr",
-    )
-    ddpm = _DDPM.from_config({key: config[key] for key in kept if key in config})
-    alpha_bar = ddpm.alphas_cumprod.to(torch.float64)
-    return Schedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), config.get("prediction_type", "epsilon"))
-
-
-def unet_latent_shape(pipe: Pipeline) -> tuple[int, int, int]:
-    """Latent shape from a U-Net's config, whose ``sample_size`` is one number or two."""
-    config = pipe.unet.config
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(config.in_channels), int(height), int(width)
+def layers(names: Iterable[str]) -> dict[str, Layer]:
+    """As :meth:`Family.layers`, by the family that knows most of the names: for files that do not say which it is."""
+    names = list(names)
+    tables = [families[name].layers(names) for name in families]
+    return max(tables, key=lambda table: sum(layer.kind != "other" for layer in table.values()))
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -8,24 +8,16 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.families.base import (
-    Family,
-    Pipeline,
-    families,
-    module_device,
-    unet_latent_shape,
-    variance_preserving,
-)
-from unteach.diffusion.schedule import Schedule
+from unteach.diffusion.families.base import Pipeline, families, module_device
+from unteach.diffusion.families.unet import UNetFamily
 
 
 @families.add("sdxl")
-class StableDiffusionXL(Family):
+class StableDiffusionXL(UNetFamily):
     """``StableDiffusionXLPipeline``, base model (not the refiner). No watermark is drawn into samples."""
 
     name = "sdxl"
     pipeline = StableDiffusionXLPipeline
-    denoiser = "unet"
     components: ClassVar[Mapping[str, str]] = {
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
@@ -38,15 +30,6 @@ class StableDiffusionXL(Family):
         "image_encoder": None,
         "add_watermarker": False,
     }
-    cross_attention_kv = r".*attn2\.to_[kv]\.weight"
-
-    def schedule(self, pipe: Pipeline) -> Schedule:
-        """ᾱ_t from the scheduler's betas."""
-        return variance_preserving(pipe)
-
-    def latent_shape(self, pipe: Pipeline) -> tuple[int, int, int]:
-        """From the U-Net's ``in_channels`` and ``sample_size``."""
-        return unet_latent_shape(pipe)
 
     def encode(self, pipe: Pipeline, prompts: Sequence[str]) -> Conditioning:
         """Penultimate states of both encoders side by side, the second's pooled text, full-size time ids."""
@@ -57,22 +40,22 @@ class StableDiffusionXL(Family):
     def unconditional(self, pipe: Pipeline) -> Conditioning:
         """Zeros where the config forces them for an empty prompt (as SDXL does), else the empty prompt."""
         empty = self.encode(pipe, [""])
-        if not pipe.config.force_zeros_for_empty_prompt or empty.pooled is None:
+        if not pipe.config.force_zeros_for_empty_prompt:
             return empty
         zeros = torch.zeros_like
-        return Conditioning(hidden=zeros(empty.hidden), pooled=zeros(empty.pooled), time_ids=empty.time_ids)
+        return Conditioning(zeros(empty.hidden), pooled=zeros(empty["pooled"]), time_ids=empty["time_ids"])
 
-    def denoiser_inputs(self, cond: Conditioning) -> dict[str, Any]:
+    def inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> dict[str, Any]:
         """``encoder_hidden_states``, and ``added_cond_kwargs`` with the pooled text and the time ids."""
-        added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-        return {"encoder_hidden_states": cond.hidden, "added_cond_kwargs": added}
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        return {"sample": x_t, "timestep": t, "encoder_hidden_states": cond.hidden, "added_cond_kwargs": added}
 
     def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
         """Embeddings and pooled embeddings; the pipeline makes the time ids from height and width itself."""
-        given: dict[str, Any] = {"prompt_embeds": cond.hidden, "pooled_prompt_embeds": cond.pooled}
+        given: dict[str, Any] = {"prompt_embeds": cond.hidden, "pooled_prompt_embeds": cond["pooled"]}
         if negative is not None:
             given["negative_prompt_embeds"] = negative.hidden
-            given["negative_pooled_prompt_embeds"] = negative.pooled
+            given["negative_pooled_prompt_embeds"] = negative["pooled"]
         return given
 
     def scale_latents(self, vae: Any, raw: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from unteach.errors import DataError
-from unteach.evaluate.stats import Interval, bootstrap_mean, share
+from unteach.records.stats import Interval, bootstrap_mean, share
 
 PSNR_CAP = 100.0
 """PSNR in dB given to two equal pictures (infinite by definition, which no mean survives)."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unteach.errors import DataError
-from unteach.evaluate.stats import Interval, share
+from unteach.records.stats import Interval, share
 
 Domain = Literal["style", "object"]
 Indices = NDArray[np.int64]

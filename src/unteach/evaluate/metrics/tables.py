@@ -10,8 +10,8 @@ from torch import Tensor
 from unteach.evaluate.metrics import presence
 from unteach.evaluate.metrics.drift import agreement, drift
 from unteach.evaluate.metrics.presence import Answers, Domain
-from unteach.evaluate.results import Better, Metric, Table, Unit, When
-from unteach.evaluate.stats import Interval, mcnemar, paired_difference, share
+from unteach.records.erasure import Better, Metric, Table, Unit, When
+from unteach.records.stats import Interval, mcnemar, paired_difference, share
 
 LOWER = ("target elsewhere",)
 ALL_PROMPTS = "all prompts"

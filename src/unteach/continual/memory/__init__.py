@@ -1,0 +1,1 @@
+"""The memory of past samples, and how it is chosen what stays in it."""

@@ -1,0 +1,13 @@
+"""Plug-ins around a step of any method; importing this registers them all."""
+
+from unteach.continual.plugins import controls, refresh, sharpness
+from unteach.continual.plugins.base import Plugin, PluginState, plugins
+
+__all__ = [
+    "Plugin",
+    "PluginState",
+    "controls",
+    "plugins",
+    "refresh",
+    "sharpness",
+]
