@@ -104,7 +104,7 @@ def check_lengths(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def imports(root: Path, files: Sequence[str]) -> dict[str, set[str]]:
-    """Module of ``src`` to the modules of ``src`` that it names in an import anywhere: for types and in functions too."""
+    """Module of ``src`` to those of ``src`` that it imports anywhere: for types alone and in functions, too."""
     modules = {}
     for name in files:
         if name.startswith("src/") and name.endswith(".py"):

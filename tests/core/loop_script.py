@@ -26,11 +26,11 @@ class Net:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         self.params = dict(self.net.named_parameters())
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=0.02)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, 40)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.02)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 40)
 
     def loop(self, out: Path, steps: int = 40, **extra: Any) -> Loop:
-        state = {"optimiser": self.optimiser, "schedule": self.schedule, **extra.pop("state", {})}
+        state = {"optimizer": self.optimizer, "schedule": self.schedule, **extra.pop("state", {})}
         settings = {"save_every": 10, "log_every": 4, **extra}
         return Loop(steps=steps, seed=4, params=self.params, state=state, out=out, **settings)
 
@@ -41,7 +41,7 @@ class Net:
         grads = s.reduce(torch.autograd.grad(loss, list(self.params.values())))
         for param, grad in zip(self.params.values(), grads, strict=True):
             param.grad = grad
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
         return {"loss": s.reduce([loss])[0], "rank": s.rank}
 

@@ -30,7 +30,7 @@ class Training(Settings):
         optimizer: "sgd" or "adamw".
         learning_rate: learning rate, η.
         momentum: of SGD.
-        weight_decay: of the optimiser.
+        weight_decay: of the optimizer.
         milestones: epochs of each task after which the rate is multiplied by ``lr_decay``.
         lr_decay: that factor.
         reset_optimizer: forget momenta when a task begins.

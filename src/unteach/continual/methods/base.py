@@ -64,7 +64,7 @@ class Method(Settings, ABC):
         return network
 
     def optimizer(self, learner: Learner) -> torch.optim.Optimizer | None:
-        """An optimiser of the method's own, or None for the run's."""
+        """An optimizer of the method's own, or None for the run's."""
         return None
 
     def scores(self, learner: Learner, x: Tensor) -> Tensor | None:

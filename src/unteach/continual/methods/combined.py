@@ -114,7 +114,7 @@ class Combined:
         return network
 
     def optimizer(self, learner: Learner) -> torch.optim.Optimizer | None:
-        """The optimiser of the part that has one."""
+        """The optimizer of the part that has one."""
         return next((own for part in self.parts if (own := part.optimizer(learner)) is not None), None)
 
     def scores(self, learner: Learner, x: Tensor) -> Tensor | None:
