@@ -4,7 +4,7 @@
 
 Savings: one training step (AdamW, fp32) with a share of the U-Net frozen by ``enforce`` beside full fine-tuning, in
 turns in one process on one thread; also LoRA of rank 4 on the attention projections. Each figure is the mean ratio over
-rounds of CPU time with its 95 % t-interval, for the whole step and for its two passes alone, without the optimiser's
+rounds of CPU time with its 95 % t-interval, for the whole step and for its two passes alone, without the optimizer's
 update: that is what the bounds phi/3 and phi/4 of freezeasguard §2 are about (phi: the frozen share of *parameters*).
 
 Memory of mask learning: ``learn`` itself runs, one process a cell, and in one publisher and one user step is measured
@@ -125,7 +125,7 @@ def mask(unet: torch.nn.Module, kind: str, rho: float, seed: int = 0) -> set[str
 
 
 class Arm:
-    """A U-Net, an optimiser and what is frozen; every arm sees the same batches."""
+    """A U-Net, an optimizer and what is frozen; every arm sees the same batches."""
 
     def __init__(self, name: str, checkpointing: bool, frozen: set[str] | None = None, rank: int = 0) -> None:
         self.unet = network(name).pipe.unet
@@ -399,7 +399,7 @@ def main() -> None:
         records.append(state.read_json(path))
         print(show(cell, records[-1]["result"]), flush=True)
     config = {
-        "optimiser": "AdamW, fp32",
+        "optimizer": "AdamW, fp32",
         "threads": 1,
         "batch": BATCH,
         "rounds": ROUNDS,

@@ -1,6 +1,6 @@
 """What freezing saves: exact bytes and interleaved times, beside full fine-tuning and any other way to train.
 
-A frozen tensor saves its gradient, its optimiser state, the product that computes its weight gradient, and the
+A frozen tensor saves its gradient, its optimizer state, the product that computes its weight gradient, and the
 input kept for that product; activation gradients still flow through it (freezeasguard §2). So the share of
 *parameters* matters, not that of tensors.
 """
@@ -33,7 +33,7 @@ class Cost:
         trained: parameters that move.
         weights: parameters and buffers.
         gradients: gradients after a backward pass.
-        state: the optimiser's state after a step.
+        state: the optimizer's state after a step.
         activations: tensors that autograd keeps from a forward pass for the backward pass, without the weights;
             those that gradient checkpointing computes again are not seen.
         seconds: one step each (forward, backward, update), in the order of the rounds.
@@ -48,7 +48,7 @@ class Cost:
 
     @property
     def static(self) -> int:
-        """Weights, gradients and optimiser state: what is there whatever the batch."""
+        """Weights, gradients and optimizer state: what is there whatever the batch."""
         return self.weights + self.gradients + self.state
 
     @property
@@ -121,7 +121,7 @@ def measure(
         model: the plain model.
         frozen: the mask of the arm "guarded", as in :func:`unteach.guard.enforce.enforce`.
         loss: (model, step) -> scalar; the step from 0, warm-up included, is the same for every arm.
-        optimizer: makes an optimiser from a list of parameters.
+        optimizer: makes an optimizer from a list of parameters.
         steps: rounds that are timed; 0 counts bytes only.
         warm_up: rounds before that, at least one, after which bytes are counted.
         others: further arms by name, such as LoRA's: given a copy whose parameters all have ``requires_grad``,

@@ -104,8 +104,8 @@ def words(work: Path) -> None:
     encoder = seeded(lambda: CLIPTextModel(config), "text encoder")
     heads = seeded(lambda: nn.ModuleList(nn.Linear(WIDTH, len(c) + 1) for c in (OBJECTS, STYLES)), "text heads")
     params = {**dict(encoder.named_parameters()), **{f"heads.{n}": p for n, p in heads.named_parameters()}}
-    optimiser = torch.optim.AdamW(params.values(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=STEPS["words"])
+    optimizer = torch.optim.AdamW(params.values(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS["words"])
 
     def step(s: Step) -> dict[str, Tensor]:
         said = []
@@ -118,14 +118,14 @@ def words(work: Path) -> None:
         loss = torch.zeros(())
         for head, truth in zip(heads, labels.T, strict=True):
             loss = loss + F.cross_entropy(head(hidden)[ends], truth[:, None].expand(ends.shape)[ends])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         return {"loss": loss.detach()}
 
     Loop(
-        steps=STEPS["words"], seed=0, params=params, state={"optimiser": optimiser, "rate": schedule},
+        steps=STEPS["words"], seed=0, params=params, state={"optimizer": optimizer, "rate": schedule},
         out=work / "words", save_every=100, label="words",
     ).run(step)  # fmt: skip
     with torch.no_grad():
@@ -149,8 +149,8 @@ def eye(work: Path) -> None:
         "autoencoder",
     ).to(memory_format=torch.channels_last)  # fmt: skip
     params = dict(vae.named_parameters())
-    optimiser = torch.optim.AdamW(params.values(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=STEPS["eye"], pct_start=0.1)
+    optimizer = torch.optim.AdamW(params.values(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS["eye"], pct_start=0.1)
 
     def step(s: Step) -> dict[str, Tensor]:
         images = batch(s.seed, "eye", s.index, 32)[0] * 2 - 1
@@ -158,15 +158,15 @@ def eye(work: Path) -> None:
         noise = torch.randn(posterior.mean.shape, generator=seeds.generator(s.seed, "eye noise", s.index))
         seen = vae.decode(posterior.mean + 0.03 * noise).sample
         loss = F.l1_loss(seen, images) + F.mse_loss(seen, images) + 1e-3 * posterior.mean.square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(params.values(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         return {"loss": loss.detach()}
 
     Loop(
-        steps=STEPS["eye"], seed=0, params=params, state={"optimiser": optimiser, "rate": schedule},
+        steps=STEPS["eye"], seed=0, params=params, state={"optimizer": optimizer, "rate": schedule},
         out=work / "eye", save_every=100, label="eye",
     ).run(step)  # fmt: skip
     rows = [batch(0, "pictures", i, 500) for i in range(PICTURES // 500)]
@@ -206,8 +206,8 @@ def judge(work: Path) -> None:
     """Train the judge on drawn pictures, softened and grained, and on garbage."""
     net = seeded(Judge, "judge")
     params = dict(net.named_parameters())
-    optimiser = torch.optim.AdamW(params.values(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=STEPS["judge"])
+    optimizer = torch.optim.AdamW(params.values(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS["judge"])
 
     def step(s: Step) -> dict[str, Tensor]:
         images, objects, styles = batch(s.seed, "judge", s.index, 64)
@@ -222,14 +222,14 @@ def judge(work: Path) -> None:
         )
         a, b = net(images.clamp(0, 1))
         loss = F.cross_entropy(a, objects) + F.cross_entropy(b, styles, ignore_index=-1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         return {"loss": loss.detach()}
 
     Loop(
-        steps=STEPS["judge"], seed=0, params=params, state={"optimiser": optimiser, "rate": schedule},
+        steps=STEPS["judge"], seed=0, params=params, state={"optimizer": optimizer, "rate": schedule},
         out=work / "judge", save_every=100, label="judge",
     ).run(step)  # fmt: skip
     state.save(work / "judge.safetensors", {k: v.clone() for k, v in net.state_dict().items()}, {})

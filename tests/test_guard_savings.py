@@ -56,7 +56,7 @@ def test_bytes_are_those_of_the_arithmetic() -> None:
     assert everything.arms["guarded"] == everything.arms["full"] == full
 
 
-def test_bytes_of_other_optimisers_types_and_tied_weights() -> None:
+def test_bytes_of_other_optimizers_types_and_tied_weights() -> None:
     model = network()
     model[2].weight = model[0].weight
     model.register_buffer("table", torch.zeros(10, dtype=torch.int64))

@@ -227,17 +227,17 @@ def _records(work: Path) -> Iterator[Reader]:
 
 def _loop(folder: Path) -> object:
     weight = torch.nn.Parameter(torch.ones(3))
-    optimiser = torch.optim.AdamW([weight], lr=0.1)
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
 
     def step(_: object) -> Mapping[str, Any]:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = (weight**2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         return {"loss": loss}
 
     return Loop(
-        steps=4, seed=0, params={"w": weight}, state={"opt": optimiser}, config={"a": [1, {"b": 2}]}, out=folder,
+        steps=4, seed=0, params={"w": weight}, state={"opt": optimizer}, config={"a": [1, {"b": 2}]}, out=folder,
         save_every=2, log_every=1,
     ).run(step)  # fmt: skip
 

@@ -71,7 +71,7 @@ def kept(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_same(a: Outcome, b: Outcome) -> None:
-    """Equal bit for bit: weights, statistics, memory, optimiser, terms, rule, old network, measurements."""
+    """Equal bit for bit: weights, statistics, memory, optimizer, terms, rule, old network, measurements."""
     states = []
     for outcome in (a, b):
         weights = {name: value.detach() for name, value in outcome.learner.model.state_dict().items()}

@@ -1,7 +1,4 @@
-"""A small training in its own process, for the tests of the loop.
-
-python loop_script.py FOLDER none|update|write|log|slow|full|two
-"""
+"""A small training in its own process, for the tests of the loop. Not a test."""
 
 import contextlib
 import os
@@ -29,11 +26,11 @@ class Net:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         self.params = dict(self.net.named_parameters())
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=0.02)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, 40)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.02)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 40)
 
     def loop(self, out: Path, steps: int = 40, **extra: Any) -> Loop:
-        state = {"optimiser": self.optimiser, "schedule": self.schedule, **extra.pop("state", {})}
+        state = {"optimizer": self.optimizer, "schedule": self.schedule, **extra.pop("state", {})}
         settings = {"save_every": 10, "log_every": 4, **extra}
         return Loop(steps=steps, seed=4, params=self.params, state=state, out=out, **settings)
 
@@ -44,7 +41,7 @@ class Net:
         grads = s.reduce(torch.autograd.grad(loss, list(self.params.values())))
         for param, grad in zip(self.params.values(), grads, strict=True):
             param.grad = grad
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
         return {"loss": s.reduce([loss])[0], "rank": s.rank}
 
@@ -54,6 +51,7 @@ def kill() -> None:
 
 
 def alone(out: Path, point: str) -> None:
+    """Train, up to a point: none, update, write, log, slow or full."""
     net = Net()
 
     def step(s: Step) -> Mapping[str, float | Tensor]:
@@ -69,7 +67,7 @@ def alone(out: Path, point: str) -> None:
             # From now on no file grows beyond the log that there is: as on a full disk.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             size = (out / "log.jsonl").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         if point == "write" and s.index == 19:
             # The next checkpoint is written beside the old one, and the process dies before it is renamed.
             rename = Path.replace
@@ -84,7 +82,12 @@ def alone(out: Path, point: str) -> None:
             time.sleep(0.01 if s.index < 26 else 600)  # the other process has all the time to kill this one
         return net.step(s)
 
-    history = net.loop(out).run(step)
+    try:
+        history = net.loop(out).run(step)
+    except CheckpointError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # to say so
+        print("CheckpointError:", error)
+        sys.exit(3)
     print("resumed from", history.resumed_from)
 
 
@@ -133,14 +136,3 @@ def ranked(folder: Path) -> None:
     }  # fmt: skip
     files.save(folder / f"rank{loop.rank}.safetensors", {**net.params, **mean}, meta)
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    if sys.argv[2] == "two":
-        ranked(Path(sys.argv[1]))
-    else:
-        try:
-            alone(Path(sys.argv[1]), sys.argv[2])
-        except CheckpointError as error:
-            print("CheckpointError:", error)
-            sys.exit(3)

@@ -1,4 +1,4 @@
-"""Freezing: who is frozen, what is remembered, what an optimiser forgets."""
+"""Freezing: who is frozen, what is remembered, what an optimizer forgets."""
 
 import copy
 import hashlib
@@ -36,7 +36,7 @@ def loss(model: nn.Module, step: int = 0) -> Tensor:
     return nn.functional.cross_entropy(model(x), x.flip(0))
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, foreach=False),
     "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, foreach=True),
     "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True),
@@ -60,11 +60,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) ->
         optimizer.step(closure)
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_frozen_tensors_keep_every_bit_and_the_rest_trains_as_if_alone(kind: str) -> None:
-    """Also when the optimiser has momentum of them already."""
+    """Also when the optimizer has momentum of them already."""
     model = tied()
-    optimizer = OPTIMISERS[kind](model.parameters())
+    optimizer = OPTIMIZERS[kind](model.parameters())
     if kind != "lbfgs":  # one state for all
         train(model, optimizer)
         assert len(optimizer.state) == 4
@@ -72,11 +72,11 @@ def test_frozen_tensors_keep_every_bit_and_the_rest_trains_as_if_alone(kind: str
     twin = copy.deepcopy(model)
     frozen = freeze(model, ["head.weight", "middle.bias"])
     assert drop(optimizer, frozen.find(model).values()) is optimizer
-    # The slow, obvious twin: an optimiser that never knew the frozen ones, with the others' state copied.
+    # The slow, obvious twin: an optimizer that never knew the frozen ones, with the others' state copied.
     for name in ("table.weight", "middle.bias"):
         twin.get_parameter(name).requires_grad_(False)
     free = {n: p for n, p in twin.named_parameters() if p.requires_grad}
-    other = OPTIMISERS[kind](free.values())
+    other = OPTIMIZERS[kind](free.values())
     for name, p in free.items():
         if model.get_parameter(name) in optimizer.state:
             other.state[p] = copy.deepcopy(optimizer.state[model.get_parameter(name)])
@@ -93,7 +93,7 @@ def test_frozen_tensors_keep_every_bit_and_the_rest_trains_as_if_alone(kind: str
 def test_without_dropping_decay_and_momentum_move_a_frozen_tensor() -> None:
     """The control: a zero gradient, or none after some steps, is not enough."""
     model = tied()
-    optimizer = OPTIMISERS["adamw"](model.parameters())
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
     frozen = freeze(model, ["middle.weight"])
     loss(model).backward()
     model.middle.weight.grad = torch.zeros_like(model.middle.weight)
@@ -216,11 +216,11 @@ def test_release_gives_the_old_flags_back_and_nothing_frozen_is_plain_training()
     assert model.middle.weight.requires_grad and not model.middle.bias.requires_grad
 
     model = tied()
-    optimizer = OPTIMISERS["adamw"](model.parameters())
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
     frozen = freeze(model, [])
     drop(optimizer, frozen.find(model).values())
     train(model, optimizer)
-    train(plain, OPTIMISERS["adamw"](plain.parameters()))
+    train(plain, OPTIMIZERS["adamw"](plain.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
     assert frozen.names == () and frozen.moved(model) == {}
 
@@ -242,10 +242,10 @@ def test_groups_stay_with_their_options_and_names() -> None:
     assert len(again.state) == 2
 
 
-@pytest.mark.parametrize("kind", [k for k in OPTIMISERS if k != "lbfgs"])
+@pytest.mark.parametrize("kind", [k for k in OPTIMIZERS if k != "lbfgs"])
 def test_everything_frozen_changes_nothing(kind: str) -> None:
     model = tied()
-    optimizer = OPTIMISERS[kind](model.parameters())
+    optimizer = OPTIMIZERS[kind](model.parameters())
     frozen = freeze(model, list(named(model)))
     drop(optimizer, frozen.find(model).values())
     optimizer.step()

@@ -30,14 +30,14 @@ class Training:
         torch.manual_seed(3)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
         self.norm = nn.BatchNorm1d(1).to(dtype)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=0.05, weight_decay=0.1)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: 1 / (1 + 0.2 * step))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.05, weight_decay=0.1)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + 0.2 * step))
         self.called: list[int] = []
         settings = {"save_every": 3, "log_every": 2, "seed": 1, "config": {"rate": 0.05}, **settings}
         self.loop = Loop(
             steps=steps,
             params=dict(self.net.named_parameters()),
-            state={"optimiser": self.optimiser, "schedule": self.schedule, "norm": self.norm},
+            state={"optimizer": self.optimizer, "schedule": self.schedule, "norm": self.norm},
             out=out,
             **settings,
         )
@@ -54,7 +54,7 @@ class Training:
         grads = s.reduce(torch.autograd.grad(loss, params))
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
         return {"loss": loss, "rate": self.schedule.get_last_lr()[0]}
 
@@ -65,8 +65,8 @@ class Training:
         """A digest of all that training changes."""
         tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"norm/{k}": v for k, v in self.norm.state_dict().items()}
-        for i, entry in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{i}/{k}": v for k, v in entry.items()}
+        for i, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{k}": v for k, v in entry.items()}
         return files.fingerprint([files.digest(tensors), self.schedule.state_dict(), self.schedule.get_last_lr()])
 
 
@@ -469,16 +469,16 @@ def test_a_state_that_cannot_be_kept_is_refused_and_the_checkpoint_before_stays(
 def test_a_plateau_schedule_that_starts_at_infinity_resumes(tmp_path: Path) -> None:
     def run(stop: int | None) -> tuple[History, dict[str, Any]]:
         param = nn.Parameter(torch.zeros(1))
-        optimiser = torch.optim.SGD([param], lr=1.0)
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=1)
+        optimizer = torch.optim.SGD([param], lr=1.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
 
         def step(s: Step) -> dict[str, float]:
             if s.index >= 4:
                 schedule.step(1.0)
-            return {"rate": optimiser.param_groups[0]["lr"]}
+            return {"rate": optimizer.param_groups[0]["lr"]}
 
         loop = Loop(
-            steps=12, seed=0, params={"w": param}, state={"o": optimiser, "s": schedule}, out=tmp_path,
+            steps=12, seed=0, params={"w": param}, state={"o": optimizer, "s": schedule}, out=tmp_path,
             save_every=2, events=SILENT if stop is None else Steps(stop_at(stop)),
         )  # fmt: skip
         try:

@@ -1,30 +1,20 @@
 """Real processes: killed at several points and run again; on a full disk; two that share one batch."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
+from tests import processes
+from tests.core import loop_script
 from tests.core.loop_script import Net
 
 from unteach.core import state as files
 
-SCRIPT = Path(__file__).with_name("loop_script.py")
-ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-
 
 def lines(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def run_script(*args: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *by, str(SCRIPT), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENV)
 
 
 def test_kill_9_at_several_points_then_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
@@ -34,7 +24,7 @@ def test_kill_9_at_several_points_then_resumed_is_the_unbroken_run(tmp_path: Pat
 
     # In the middle of an update; with a checkpoint written beside the old one; after a cut-off log line.
     for point, step in (("update", 0), ("write", 10), ("log", 10)):
-        killed = run_script(str(out), point)
+        killed = processes.run(loop_script.alone, out, point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         if step:
             assert files.load(out / "state.safetensors")[1]["step"] == step
@@ -47,18 +37,18 @@ def test_kill_9_at_several_points_then_resumed_is_the_unbroken_run(tmp_path: Pat
             assert not (out / "log.jsonl").read_bytes().endswith(b"\n")
 
     # By another process, some time after the next checkpoint.
-    slow = subprocess.Popen([sys.executable, str(SCRIPT), str(out), "slow"], env=ENV, stderr=subprocess.PIPE, text=True)
+    slow = processes.start(loop_script.alone, out, "slow")
     deadline = time.monotonic() + 300
     while files.load(out / "state.safetensors")[1]["step"] < 20:
-        assert slow.poll() is None, slow.communicate()[1]
+        assert slow.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     slow.kill()
-    slow.communicate()
-    assert slow.returncode == -signal.SIGKILL
+    slow.join()
+    assert slow.exitcode == -signal.SIGKILL
     assert files.load(out / "state.safetensors")[1]["step"] == 20
 
-    again = run_script(str(out), "none")
+    again = processes.run(loop_script.alone, out, "none")
     assert again.returncode == 0, again.stderr
     assert again.stdout == "resumed from 20\n"
     assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "state.safetensors"]
@@ -67,7 +57,7 @@ def test_kill_9_at_several_points_then_resumed_is_the_unbroken_run(tmp_path: Pat
 
 
 def test_a_full_disk_stops_with_a_clear_error_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    full = run_script(str(tmp_path), "full")
+    full = processes.run(loop_script.alone, tmp_path, "full")
     assert full.returncode == 3 and "CheckpointError" in full.stdout, full.stderr
     assert "cannot write the log" in full.stdout and "File too large" in full.stdout
     step = files.load(tmp_path / "state.safetensors")[1]["step"]
@@ -75,15 +65,7 @@ def test_a_full_disk_stops_with_a_clear_error_and_keeps_the_last_checkpoint(tmp_
 
 
 def test_two_processes_are_one_big_batch_and_only_the_first_writes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = run_script(
-        str(tmp_path),
-        "two",
-        by=("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"),
-    )
-    assert run.returncode == 0, run.stderr
+    processes.together(loop_script.ranked, tmp_path)
     ranks = [files.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
 
     single = Net()  # one process does the same with the whole batch

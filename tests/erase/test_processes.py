@@ -1,11 +1,10 @@
 """Real processes: killed in the middle and resumed; two that train together."""
 
-import multiprocessing
 import signal
-import socket
 
 import pytest
 import torch
+from tests import processes
 from tests.erase import worker
 from tests.erase.common import CONCEPT, QUICK, quick, same
 
@@ -15,21 +14,12 @@ from unteach.diffusion import WeightDelta, load
 from unteach.erase import erase
 
 
-@pytest.fixture(scope="module")
-def context():
-    """Processes that start from one warm server, so that the libraries are imported once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unteach.erase"])
-    return context
-
-
-def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(context, folder, tmp_path):
+def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
     settings = {"method": "doco", **QUICK, "steps": 8, "warm_up": 2, "images": 20}
     out, toy = tmp_path / "run", folder("sd")
     # While pictures are drawn, after that, in the warm-up, at and after a checkpoint, at the end.
     for when in ("anchors.part/rows-*.safetensors", "anchors.safetensors", 1, 4, 7, "delta.safetensors"):
-        process = context.Process(target=worker.killed, args=(toy, out, settings, when))
-        process.start()
+        process = processes.start(worker.killed, toy, out, settings, when)
         process.join(timeout=120)
         if when == "delta.safetensors":  # it may well have ended before the killer woke up
             assert process.exitcode in (0, -signal.SIGKILL)
@@ -49,20 +39,12 @@ def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(context, folder, t
 
 
 @pytest.mark.parametrize("name", ["doco", "ablate"])
-def test_two_processes_agree(context, folder, tmp_path, name):
+def test_two_processes_agree(folder, tmp_path, name):
     """§6.9: every gradient is averaged over the processes, so both end with the same weights."""
     method = quick(name, batch=4)
     settings = {"method": method}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     toy = folder("sd")
-    members = [context.Process(target=worker.member, args=(rank, 2, port, toy, tmp_path, settings)) for rank in (0, 1)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    processes.together(worker.member, toy, tmp_path, settings)
     first, second = (WeightDelta.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     assert same(first, second) and same(first, WeightDelta.load(tmp_path / "shared" / "delta.safetensors"))
     alone = erase(load(toy), CONCEPT, method, seed=5)

@@ -1,4 +1,4 @@
-"""An optimiser with block-wise quantised moments, as 8-bit AdamW has: uint8 codes and one fp32 scale a block."""
+"""An optimizer with block-wise quantised moments, as 8-bit AdamW has: uint8 codes and one fp32 scale a block."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

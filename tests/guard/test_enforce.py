@@ -2,8 +2,6 @@
 
 import copy
 import json
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from tests import toys
+from tests import processes, toys
 from tests.guard import worker
 from tests.guard.eight_bit import EightBitAdamW
 from torch import Tensor, nn
@@ -57,7 +55,7 @@ def assert_held(unet: nn.Module, before: dict[str, Tensor], held: list[str] = HE
     assert same == set(held)
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
     "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, foreach=True),
     "adamw-fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
@@ -66,9 +64,9 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_same_objects_train_on_and_frozen_tensors_keep_every_bit(kind: str, unet: UNet2DConditionModel) -> None:
-    optimizer = OPTIMISERS[kind](unet.parameters())
+    optimizer = OPTIMIZERS[kind](unet.parameters())
     train(unet, optimizer, 1)  # there is momentum of what will be frozen
     before = copied(unet)
     with enforce(unet, optimizer, frozen=HELD) as guard:
@@ -83,7 +81,7 @@ def test_the_same_objects_train_on_and_frozen_tensors_keep_every_bit(kind: str, 
     assert all(p.requires_grad for p in unet.parameters())
 
 
-def test_the_eight_bit_optimiser_is_one_and_moves_what_is_not_dropped(unet: UNet2DConditionModel) -> None:
+def test_the_eight_bit_optimizer_is_one_and_moves_what_is_not_dropped(unet: UNet2DConditionModel) -> None:
     optimizer = EightBitAdamW(unet.parameters(), lr=1e-2)
     frozen = freeze(unet, HELD)
     first = loss(unet, 0).item()
@@ -100,7 +98,7 @@ def test_the_eight_bit_optimiser_is_one_and_moves_what_is_not_dropped(unet: UNet
 def test_an_empty_mask_is_plain_training_and_a_full_one_changes_nothing(unet: UNet2DConditionModel) -> None:
     twin, still = copy.deepcopy(unet), copy.deepcopy(unet)
     for model, frozen in ((unet, []), (twin, None), (still, [name for name, _ in unet.named_parameters()])):
-        optimizer = OPTIMISERS["adamw"](model.parameters())
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
         guard = None if frozen is None else enforce(model, optimizer, frozen=frozen)
         if model is still:
             before = copied(still)
@@ -119,7 +117,7 @@ def test_gradient_checkpointing_gives_the_same_weights(unet: UNet2DConditionMode
     twin, before = copy.deepcopy(unet), copied(unet)
     twin.enable_gradient_checkpointing()
     for model in (unet, twin):
-        optimizer = OPTIMISERS["adamw"](model.parameters())
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
         with enforce(model, optimizer, frozen=HELD):
             train(model, optimizer)
     assert_held(unet, before)
@@ -128,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same_weights(unet: UNet2DConditionMode
 
 
 def test_accelerate_in_bfloat16_with_a_scheduler_and_accumulation(unet: UNet2DConditionModel) -> None:
-    optimizer = OPTIMISERS["adamw"](unet.parameters())
+    optimizer = OPTIMIZERS["adamw"](unet.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     guard, before = enforce(unet, optimizer, frozen=HELD), copied(unet)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
@@ -145,7 +143,7 @@ def test_accelerate_in_bfloat16_with_a_scheduler_and_accumulation(unet: UNet2DCo
         assert_held(unet, before)
         # One that was wrapped before the guard came is opened as well.
         late = copy.deepcopy(unet)
-        wrapped = accelerator.prepare(OPTIMISERS["adamw"](late.parameters()))
+        wrapped = accelerator.prepare(OPTIMIZERS["adamw"](late.parameters()))
         assert enforce(late, wrapped, frozen=[*HELD, "conv_out.weight"]).optimizer is wrapped
         before = copied(late)
         train(late, wrapped)
@@ -157,7 +155,7 @@ def test_accelerate_in_bfloat16_with_a_scheduler_and_accumulation(unet: UNet2DCo
 
 @pytest.mark.parametrize("how", ["requires_grad", "gradient", "group"])
 def test_a_step_that_would_train_a_frozen_tensor_is_stopped(how: str, unet: UNet2DConditionModel) -> None:
-    optimizer = OPTIMISERS["adamw"](unet.parameters())
+    optimizer = OPTIMIZERS["adamw"](unet.parameters())
     guard, before = enforce(unet, optimizer, frozen=HELD), copied(unet)
     train(unet, optimizer, 1)
     if how == "requires_grad":
@@ -204,7 +202,7 @@ def test_averages_of_frozen_tensors_do_not_drift(foreach: bool, unet: UNet2DCond
     diffusers = EMAModel(copy.deepcopy(unet).parameters(), decay=0.9, foreach=foreach)
     averaged = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7))
     naive = NaiveAverage(unet)
-    optimizer = OPTIMISERS["adamw"](unet.parameters())
+    optimizer = OPTIMIZERS["adamw"](unet.parameters())
     before = copied(unet)
     guards = [enforce(unet, optimizer, frozen=HELD, ema=ema) for ema in (diffusers, averaged, naive.shadow)]
     for step in range(3):
@@ -233,11 +231,11 @@ def test_averages_of_frozen_tensors_do_not_drift(foreach: bool, unet: UNet2DCond
     assert all(p.requires_grad for p in fresh.parameters())
 
 
-def test_an_optimiser_of_other_tensors_and_a_wrong_mask_change_nothing(unet: UNet2DConditionModel) -> None:
+def test_an_optimizer_of_other_tensors_and_a_wrong_mask_change_nothing(unet: UNet2DConditionModel) -> None:
     masters = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in unet.parameters()])
     with pytest.raises(ConfigError, match="none of the model's parameters"):
         enforce(unet, masters, frozen=HELD)
-    optimizer = OPTIMISERS["adamw"](unet.parameters())
+    optimizer = OPTIMIZERS["adamw"](unet.parameters())
     with pytest.raises(ModelError, match=r"conv_inn\.weight.*'conv_in\.weight'"):
         enforce(unet, optimizer, frozen=[*HELD, "conv_inn.weight"])
     assert all(p.requires_grad for p in unet.parameters())
@@ -286,7 +284,7 @@ def test_adapters_elsewhere_train_and_the_frozen_module_is_left_out(unet: UNet2D
     assert set(everything) - set(targets) == {name.removesuffix(".weight") for name in KV}
     unet.requires_grad_(False)
     unet.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights="gaussian"))
-    optimizer = OPTIMISERS["adamw"](p for p in unet.parameters() if p.requires_grad)
+    optimizer = OPTIMIZERS["adamw"](p for p in unet.parameters() if p.requires_grad)
     guard, before = enforce(unet, optimizer, frozen=HELD), copied(unet)
     assert guard.frozen.names == tuple(n for n in before if n in HELD)  # as in the plain model
     train(unet, optimizer)
@@ -348,29 +346,14 @@ def test_policies_of_every_kind(unet: UNet2DConditionModel, tmp_path: Path) -> N
         load_frozen(3)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "torch.distributed.fsdp", "unteach.guard.enforce"])
-    return context
-
-
-def together(context: Any, kind: str, out: Path) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    members = [context.Process(target=worker.member, args=(kind, rank, 2, port, out)) for rank in (0, 1)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+def together(kind: str, out: Path) -> list[dict[str, Any]]:
+    processes.together(worker.member, kind, out)
     return [torch.load(out / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("kind", ["accelerate", "fsdp", "fsdp2"])
-def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, context: Any, tmp_path: Path) -> None:
-    results = together(context, kind, tmp_path)
+def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, tmp_path: Path) -> None:
+    results = together(kind, tmp_path)
     start = worker.network()
     alone = worker.network()
     optimizer = torch.optim.AdamW(
@@ -393,5 +376,5 @@ def test_two_processes_train_as_one_and_keep_the_frozen_tensors(kind: str, conte
 
 
 @pytest.mark.parametrize(("kind", "fix"), [("flat", "use_orig_params=True"), ("late", "before accelerator.prepare")])
-def test_wrapped_in_a_way_that_cannot_hold_is_refused(kind: str, fix: str, context: Any, tmp_path: Path) -> None:
-    assert all(fix in result["refused"] for result in together(context, kind, tmp_path))
+def test_wrapped_in_a_way_that_cannot_hold_is_refused(kind: str, fix: str, tmp_path: Path) -> None:
+    assert all(fix in result["refused"] for result in together(kind, tmp_path))

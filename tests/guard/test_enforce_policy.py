@@ -15,7 +15,7 @@ from unteach.guard.enforce import enforce
 from unteach.guard.manifest import FreezeManifest
 
 
-def optimiser(*modules: nn.Module) -> torch.optim.AdamW:
+def optimizer(*modules: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW([p for module in modules for p in module.parameters()], lr=1e-2)
 
 
@@ -24,7 +24,7 @@ def test_a_manifest_of_other_weights_is_refused(unet: UNet2DConditionModel, tmp_
     path = manifest.save(tmp_path / "manifest.json")
     with torch.no_grad():
         unet.get_parameter(HELD[2]).view(-1)[0] += 1e-3
-    before, opt = copied(unet), optimiser(unet)
+    before, opt = copied(unet), optimizer(unet)
     for policy in (manifest, path, str(path)):
         with pytest.raises(
             ModelError, match=r"the manifest is of other weights: 1 of 6 .* are not those here"
@@ -41,7 +41,7 @@ def test_the_way_out_is_to_pass_names(unet: UNet2DConditionModel) -> None:
     manifest = FreezeManifest.from_model(unet, HELD)
     with torch.no_grad():
         unet.get_parameter(HELD[2]).add_(1)
-    before, opt = copied(unet), optimiser(unet)
+    before, opt = copied(unet), optimizer(unet)
     with enforce(unet, opt, frozen=manifest.frozen):
         train(unet, opt)
     assert_held(unet, before)
@@ -50,7 +50,7 @@ def test_the_way_out_is_to_pass_names(unet: UNet2DConditionModel) -> None:
 def test_a_training_that_kept_to_the_manifest_is_resumed(unet: UNet2DConditionModel) -> None:
     manifest = FreezeManifest.from_model(unet, HELD)
     for _ in range(2):  # the second session begins with other free tensors, and the same frozen ones
-        before, opt = copied(unet), optimiser(unet)
+        before, opt = copied(unet), optimizer(unet)
         with enforce(unet, opt, frozen=manifest):
             train(unet, opt)
         assert_held(unet, before)
@@ -73,7 +73,7 @@ def test_a_text_encoder_that_trains_beside_it_is_refused_or_told(
     unet: UNet2DConditionModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     encoder = nn.Linear(4, 3)
-    before, opt = copied(unet), optimiser(unet, encoder)
+    before, opt = copied(unet), optimizer(unet, encoder)
     with pytest.raises(ModelError, match="trains something beside the model, such as a text encoder") as error:
         enforce(unet, opt, frozen=HELD)
     assert "2 tensors with 15 parameters" in str(error.value)
@@ -88,7 +88,7 @@ def test_a_text_encoder_that_trains_beside_it_is_refused_or_told(
 
 
 def test_a_text_encoder_that_is_added_later_is_noticed_at_the_next_step(unet: UNet2DConditionModel) -> None:
-    opt = optimiser(unet)
+    opt = optimizer(unet)
     guard = enforce(unet, opt, frozen=HELD)
     train(unet, opt, 1)
     opt.add_param_group({"params": list(nn.Linear(4, 3).parameters())})

@@ -1,4 +1,4 @@
-"""Tied weights under ``enforce``: one tensor, one fate, in the optimiser, the averages and the whole mask."""
+"""Tied weights under ``enforce``: one tensor, one fate, in the optimizer, the averages and the whole mask."""
 
 import copy
 

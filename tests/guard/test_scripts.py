@@ -1,12 +1,9 @@
 """The lines that the docs add to training scripts do what they say, in scripts that really run."""
 
-import contextlib
 import json
-import multiprocessing
 import re
 import runpy
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from tests import toys
+from tests import processes, toys
 from torch import Tensor
 
 from unteach.errors import ModelError
@@ -29,30 +26,18 @@ BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 HELD = [f"{BLOCK}.attn2.to_k.weight", f"{BLOCK}.attn1.to_out.0.bias", "conv_in.weight", "conv_norm_out.bias"]
 
 
-def run(script: Path, arguments: list[str], log: Path) -> None:
+def run(script: Path, arguments: list[str]) -> None:
     """The script as ``python script.py ...`` runs it, in a process that has imported the libraries already."""
     sys.argv = [str(script), *arguments]
     warnings.simplefilter("ignore")
-    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except BaseException:
-            traceback.print_exc()
-            raise SystemExit(1) from None
-
-
-@pytest.fixture(scope="module")
-def context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.guard.script_full", "tests.guard.script_lora"])
-    return context
+    runpy.run_path(str(script), run_name="__main__")
 
 
 class Lab:
     """Runs scripts on one toy, each into a folder of its own."""
 
-    def __init__(self, context: Any, folder: Path) -> None:
-        self.context, self.folder, self.count = context, folder, 0
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
         self.toy = toys.build("sd", folder / "toy")
         self.start = load_file(self.toy / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -65,16 +50,15 @@ class Lab:
             manifest = self.folder / f"names{self.count}.json"
             manifest.write_text(json.dumps(frozen), encoding="utf-8")
             arguments += ["--freeze_manifest", str(manifest)]
-        process = self.context.Process(target=run, args=(script, arguments, out / "log"))
-        process.start()
-        process.join(timeout=180)
-        assert process.exitcode == 0, (out / "log").read_text(encoding="utf-8")
+        done = processes.run(run, script, arguments, timeout=180)
+        (out / "log").write_text(done.stderr, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
         return out
 
 
 @pytest.fixture(scope="module")
-def lab(context: Any, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(context, tmp_path_factory.mktemp("scripts"))
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("scripts"))
 
 
 def unet(out: Path, part: str = "unet") -> dict[str, Tensor]:

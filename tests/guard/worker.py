@@ -38,10 +38,9 @@ def train(model: Any, optimizer: Any, rank: int, steps: int = 4) -> list[str]:
     return got
 
 
-def member(kind: str, rank: int, world: int, port: int, out: Path) -> None:
-    """Train guarded as one of several processes; rank 0 saves the whole weights and what it saw."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+def member(kind: str, out: Path) -> None:
+    """Train guarded as one of several processes; each saves the whole weights and what it saw."""
+    rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     import torch.distributed as dist
 
     from unteach.core.freeze import whole

@@ -211,3 +211,45 @@ def test_unknown_names_are_refused(only: str, capsys: pytest.CaptureFixture[str]
 def test_list_names_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main(["--list"]) == 0
     assert capsys.readouterr().out.split() == list(check.CHECKS)
+
+
+def source(root: Path, **modules: str) -> list[str]:
+    return [write(root, f"src/house/{name}.py", text) for name, text in modules.items()]
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import house.a",
+        "from house import a",
+        "from house.a import x",
+        "def f():\n    from house.a import x",
+        "if TYPE_CHECKING:\n    from house.a import x",
+    ],
+)
+def test_a_circle_is_found_however_it_is_closed(tmp_path: Path, back: str) -> None:
+    files = source(tmp_path, __init__="", a="from house.b import y\nx = 1", b="from house import c", c=back)
+    (problem,) = check.check_circles(tmp_path, files)
+    assert problem == "modules import each other in a circle: house.a, house.b, house.c"
+
+
+def test_what_is_no_circle(tmp_path: Path) -> None:
+    files = source(
+        tmp_path, __init__="from house.a import x", a="from house.b import y", b="import os, torch", c="import house.a"
+    )
+    assert check.check_circles(tmp_path, files) == []
+
+
+def test_a_known_circle_passes_but_not_a_wider_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = source(tmp_path, a="import house.b", b="import house.a")
+    monkeypatch.setattr(check, "OPEN_CIRCLES", [frozenset({"house.a", "house.b"})])
+    assert check.check_circles(tmp_path, files) == []
+    assert len(check.check_circles(tmp_path, [*files, *source(tmp_path, b="import house.c", c="import house.a")])) == 1
+
+
+def test_one_word_for_one_thing(tmp_path: Path) -> None:
+    # Put together, so that this file is clean itself.
+    bad = "the opti" + "miser steps"
+    assert check.check_words(tmp_path, [write(tmp_path, "a.md", f"one\n{bad}\n")])[0].startswith("a.md:2: 'optimi")
+    key = 'state = {"opti' + 'miser": optimizer}'
+    assert check.check_words(tmp_path, [write(tmp_path, "b.py", key), write(tmp_path, "c.txt", bad)]) == []

@@ -78,7 +78,7 @@ def relearn(
         mode: "full" fine-tuning with AdamW of all that is not frozen, or "lora": factors on all linear and convolution
             weights of modules that own no frozen tensor (as :func:`unteach.guard.enforce.enforce` asks).
         honoured: False trains what is frozen too.
-        steps: optimiser steps; the rate is constant, so a longer attack contains the shorter ones.
+        steps: optimizer steps; the rate is constant, so a longer attack contains the shorter ones.
         learning_rate: of AdamW.
         rank: of the factors.
         seed: of the attack: its data order, noise, timesteps, factors.

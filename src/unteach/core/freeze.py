@@ -1,4 +1,4 @@
-"""Make a mask hold: frozen tensors get no gradient, no optimiser state, no decay, and keep every bit.
+"""Make a mask hold: frozen tensors get no gradient, no optimizer state, no decay, and keep every bit.
 
 Names are dotted parameter names of the plain model. Wrappers (DDP, FSDP, ``torch.compile``, activation checkpointing,
 PEFT) put segments of their own into names; :func:`named` takes them out again, so a mask that was learned on the plain
@@ -120,11 +120,11 @@ class Frozen:
             raise ModelError(
                 f"{len(moved)} of {len(self.marks)} frozen tensors are not what they were",
                 found=_listed([f"{name}: {what}" for name, what in moved.items()]),
-                fix="find what writes to them: a later optimiser, a cast, a merged adapter, an average of weights",
+                fix="find what writes to them: a later optimizer, a cast, a merged adapter, an average of weights",
             )
 
     def release(self, model: nn.Module) -> None:
-        """Give every frozen tensor its old ``requires_grad`` back; optimisers are not refilled."""
+        """Give every frozen tensor its old ``requires_grad`` back; optimizers are not refilled."""
         for name, parameter in self.find(model).items():
             parameter.requires_grad_(self.before[name])
 
@@ -133,7 +133,7 @@ def freeze(model: nn.Module, names: Names) -> Frozen:
     """Freeze tensors of a model: no ``requires_grad``, no gradient; remember what they are.
 
     Freeze before the model is wrapped for several processes: wrappers decide once which gradients to expect.
-    An optimiser that already holds the tensors still decays them; see :func:`drop`.
+    An optimizer that already holds the tensors still decays them; see :func:`drop`.
 
     Args:
         model: the plain model, or one that PEFT, ``torch.compile`` or activation checkpointing has wrapped.
@@ -166,7 +166,7 @@ def freeze(model: nn.Module, names: Names) -> Frozen:
 
 
 def drop(optimizer: AnyOptimizer, frozen: Iterable[Tensor]) -> AnyOptimizer:
-    """Take tensors and their state out of an optimiser, in place, and return it.
+    """Take tensors and their state out of an optimizer, in place, and return it.
 
     Only this keeps a frozen tensor from decoupled weight decay and from momentum that it already has. Groups
     stay, even empty ones, so learning-rate schedulers and options by group still fit.

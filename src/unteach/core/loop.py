@@ -1,6 +1,6 @@
 """The one training loop: steps, progress, logging, resuming, stopping.
 
-The loop owns *when*; a step function owns *what*: it computes gradients and steps its optimisers itself, so
+The loop owns *when*; a step function owns *what*: it computes gradients and steps its optimizers itself, so
 any rule on gradients fits (surgery, refresh, adversaries). Accelerate is inside for devices and processes;
 gradients are averaged by :meth:`Step.reduce`, which also serves rules that need several gradients a step.
 """
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """Anything with ``state_dict`` and ``load_state_dict``: an optimiser, a module, an average of weights."""
+    """Anything with ``state_dict`` and ``load_state_dict``: an optimizer, a module, an average of weights."""
 
     def state_dict(self) -> Any:
         """The state as nested dicts and lists of tensors and plain values."""
@@ -99,7 +99,7 @@ class Loop:
         steps: how many steps in all.
         seed: the root of all draws of :class:`Step`.
         params: the tensors that move, by name; saved and restored.
-        state: optimisers, helper modules, averages: anything with ``state_dict``; saved and restored.
+        state: optimizers, helper modules, averages: anything with ``state_dict``; saved and restored.
         config: everything that the result depends on; a checkpoint of another config is refused.
         out: folder for ``state.safetensors`` and ``log.jsonl``; None keeps nothing on disk.
         save_every: steps between checkpoints.
@@ -254,7 +254,7 @@ class Loop:
         for key, item in self.state.items():
             try:
                 item.load_state_dict(_unpack(kept[key], tensors))
-            except Exception as error:  # whatever an optimiser makes of a state that is none
+            except Exception as error:  # whatever an optimizer makes of a state that is none
                 raise self._other(f"state '{key}': {error}") from error
         with torch.no_grad():
             for name, param in self.params.items():

@@ -31,7 +31,7 @@ class Finetune:
     """Settings of the denoising-loss trainer.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: items a step, over all processes.
         learning_rate: peak learning rate of AdamW.
         betas: AdamW's moments.
@@ -168,15 +168,15 @@ def finetune(
     params = masks.select(model.denoiser, config.train)
     for value in params.values():
         value.requires_grad_(True)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         list(params.values()), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
     average = Average(params, config.average) if config.average else None
 
     def step(s: Step) -> dict[str, float | Tensor]:
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.rate(s.index)
-        loss, norm = update(s, model, batches, config, list(params.values()), optimiser)
+        loss, norm = update(s, model, batches, config, list(params.values()), optimizer)
         if average is not None:
             average.update(params)
         if watch is not None:
@@ -184,7 +184,7 @@ def finetune(
         return {"loss": loss.detach(), "gradient norm": norm, "rate": config.rate(s.index)}
 
     extra = {"average": average, "watch": watch}
-    state: dict[str, Any] = {"optimiser": optimiser, **{key: item for key, item in extra.items() if item is not None}}
+    state: dict[str, Any] = {"optimiser": optimizer, **{key: item for key, item in extra.items() if item is not None}}
     loop = Loop(
         steps=config.steps, seed=seed, params=params, state=state, config={"finetune": asdict(config), "data": data_id},
         out=out, save_every=save_every, events=events, label=label,
@@ -205,7 +205,7 @@ def update(
     batches: Batches,
     config: Finetune,
     values: Sequence[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     params: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step down the denoising loss: the loss () and the norm of the gradient ().
@@ -216,7 +216,7 @@ def update(
         batches: the data.
         config: batch size and clipping.
         values: what moves.
-        optimiser: of ``values``.
+        optimizer: of ``values``.
         params: tensors that stand in for the denoiser's, made from ``values`` (``Model.predict``).
     """
     items = s.items(config.batch_size)
@@ -232,6 +232,6 @@ def update(
     for value, grad in zip(values, s.reduce(torch.autograd.grad(loss, list(values))), strict=True):
         value.grad = grad
     norm = nn.utils.clip_grad_norm_(values, config.clip) if config.clip else torch.zeros(())
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     return loss, norm

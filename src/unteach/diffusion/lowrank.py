@@ -80,17 +80,17 @@ def finetune_lowrank(
     """
     params = lowrank.factors
     values = list(params.values())
-    optimiser = torch.optim.AdamW(values, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(values, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
     def step(s: Step) -> dict[str, float | Tensor]:
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.rate(s.index)
-        loss, norm = update(s, model, batches, config, values, optimiser, lowrank.merged())
+        loss, norm = update(s, model, batches, config, values, optimizer, lowrank.merged())
         return {"loss": loss.detach(), "gradient norm": norm}
 
     settings = {"finetune": asdict(config), "rank": lowrank.rank, "data": data_id}
     loop = Loop(
-        steps=config.steps, seed=seed, params=params, state={"optimiser": optimiser}, config=settings,
+        steps=config.steps, seed=seed, params=params, state={"optimiser": optimizer}, config=settings,
         out=out, save_every=save_every, label="low rank",
     )  # fmt: skip
     return loop.run(step)

@@ -44,7 +44,7 @@ class Estimate:
 def estimate(model: Model, method: Method, concepts: ConceptSet) -> Estimate:
     """Time the passes that a step consists of, at the method's batch size, and multiply.
 
-    The discriminator, the optimiser and checkpoints are not counted, so the truth lies somewhat above. The model
+    The discriminator, the optimizer and checkpoints are not counted, so the truth lies somewhat above. The model
     is as before afterwards.
 
     Raises:

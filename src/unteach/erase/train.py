@@ -1,8 +1,8 @@
-"""The common part of the methods that train: data, student and teacher, optimiser, loop.
+"""The common part of the methods that train: data, student and teacher, optimizer, loop.
 
 The student is the live denoiser, of which only the selected tensors move; the teacher is the same network
 with those tensors' original values put in for one call, so there is never a second copy of the network. In a
-half-precision model the optimiser moves float32 masters, which are cast into the live tensors before each
+half-precision model the optimizer moves float32 masters, which are cast into the live tensors before each
 step.
 """
 
@@ -30,7 +30,7 @@ from unteach.erase.job import Job
 from unteach.erase.method import Method, setting
 
 Objective = tuple[Callable[[Step], Mapping[str, float | Tensor]], dict[str, Stateful]]
-"""One training step, and what must be saved besides the weights and the optimiser."""
+"""One training step, and what must be saved besides the weights and the optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Trained(Method):
         return [*job.concepts.retain(), *job.kept(self.kept_words)]
 
     def groups(self, student: "Student") -> list[dict[str, Any]]:
-        """The optimiser's groups: one at ``lr``, or one a tensor at the rate that fits it."""
+        """The optimizer's groups: one at ``lr``, or one a tensor at the rate that fits it."""
         if self.lr is not None:
             return [{"params": list(student.params.values()), "lr": self.lr, "base": self.lr}]
         found = fitted(student.before, self.pace)
@@ -198,7 +198,7 @@ class Student:
 
     Attributes:
         live: the denoiser's own parameters, by name.
-        params: what the optimiser moves: the live ones, or their float32 masters in a half-precision model.
+        params: what the optimizer moves: the live ones, or their float32 masters in a half-precision model.
         before: their original values.
     """
 

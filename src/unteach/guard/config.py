@@ -28,7 +28,7 @@ class FreezeAsGuard(Settings):
         sparsity: c, weight of (rho - mean m)² when there is no projection.
         mask_rate: η_m.
         mask_average: decay of a running mean of the mask's gradients; 0 takes each step's own.
-        user: the simulated user's optimiser.
+        user: the simulated user's optimizer.
         moments: where AdamW's two moments are: in "memory" (two more weight sets), or on "disk" (same updates).
         user_rates: the pool of learning rates; one is drawn at each reset.
         user_ranks: the pool of ranks; 0 is full fine-tuning, r keeps updates in a random subspace of r inputs.

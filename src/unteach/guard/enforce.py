@@ -1,6 +1,6 @@
 """Enforce a freeze mask while someone's own code trains.
 
-:func:`enforce` takes a model and its optimiser, makes the mask hold in both, and leaves them the objects that they
+:func:`enforce` takes a model and its optimizer, makes the mask hold in both, and leaves them the objects that they
 were, so a training script goes on unchanged. It is a help for those who mean to keep to a policy: whoever runs the
 script can take the lines out again (freezeasguard §6.1), which is what :mod:`unteach.guard.verify` is there to see.
 """
@@ -36,12 +36,12 @@ class HasFrozen(Protocol):
 Policy = str | Path | HasFrozen | core.Names
 """A manifest, its path, names, or a mask (name to True or False)."""
 Others = Literal["refuse", "warn"]
-"""What to do about an optimiser that trains something beside the model."""
+"""What to do about an optimizer that trains something beside the model."""
 log = logging.getLogger(__name__)
 
 
 class Guarded:
-    """A model and an optimiser in which a mask holds. Made by :func:`enforce`; also a context manager.
+    """A model and an optimizer in which a mask holds. Made by :func:`enforce`; also a context manager.
 
     Leaving the context without an error verifies, and in any case releases.
 
@@ -61,9 +61,9 @@ class Guarded:
         self._hook = None if optimizer is None else _inner(optimizer).register_step_pre_hook(self._before_step)
 
     def check(self, model: nn.Module | None = None) -> None:
-        """Check what can be seen without reading weights: gradients, the optimiser's groups, adapters, fusing.
+        """Check what can be seen without reading weights: gradients, the optimizer's groups, adapters, fusing.
 
-        Called by itself before the first step of the optimiser.
+        Called by itself before the first step of the optimizer.
 
         Raises:
             ModelError: a frozen tensor would train, or something trains in its place; says what and the way out.
@@ -112,11 +112,11 @@ class Guarded:
             shadow.copy_(found[name])
 
     def trainable(self) -> list[nn.Parameter]:
-        """What is left to train, for an optimiser that is built after this."""
+        """What is left to train, for an optimizer that is built after this."""
         return list(self.frozen.trainable(self.model).values())
 
     def release(self) -> None:
-        """End the guard: no checks any more, old ``requires_grad``; the optimiser is not refilled."""
+        """End the guard: no checks any more, old ``requires_grad``; the optimizer is not refilled."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -144,7 +144,7 @@ class Guarded:
             self.check()
 
     def _check_held(self) -> None:
-        """Nothing frozen has a gradient or is in the optimiser; cheap enough for every step."""
+        """Nothing frozen has a gradient or is in the optimizer; cheap enough for every step."""
         ids = {id(parameter) for parameter in self._held}
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         inside = any(id(parameter) in ids for group in groups for parameter in group["params"])
@@ -152,8 +152,8 @@ class Guarded:
         if inside or moving:
             raise ModelError(
                 "frozen tensors are about to be trained",
-                found="they are in the optimiser" if inside else "they have requires_grad or a gradient",
-                fix="do not add them to the optimiser or switch gradients on after enforce()",
+                found="they are in the optimizer" if inside else "they have requires_grad or a gradient",
+                fix="do not add them to the optimizer or switch gradients on after enforce()",
             )
 
 
@@ -165,28 +165,28 @@ def enforce(
     ema: object | None = None,
     others: Others = "refuse",
 ) -> Guarded:
-    """Make a mask hold in a model and its optimiser; both stay the objects that they are.
+    """Make a mask hold in a model and its optimizer; both stay the objects that they are.
 
-    Call it when the optimiser is made and before ``accelerator.prepare`` or DDP / FSDP. From then on frozen
-    tensors get no gradient and the optimiser no longer knows them: no state, no momentum, no decay. Before the
+    Call it when the optimizer is made and before ``accelerator.prepare`` or DDP / FSDP. From then on frozen
+    tensors get no gradient and the optimizer no longer knows them: no state, no momentum, no decay. Before the
     first step, and in part before every one, it is checked that this is still so.
 
     Args:
         model: what is trained; adapters may be in it already.
-        optimizer: any torch optimiser that updates the model's own parameters; None when it is built later
+        optimizer: any torch optimizer that updates the model's own parameters; None when it is built later
             from :meth:`Guarded.trainable`.
         frozen: a manifest, its path, names, or a mask. Empty changes nothing at all. With a manifest the frozen
             tensors must be the ones that it is of, or their 16-bit cast; so a training that kept to it can be resumed.
             To hold other weights pass its names, ``manifest.frozen``.
         ema: a running average to check and settle: diffusers' ``EMAModel``, ``AveragedModel`` or a copy of the
             model, or a mapping from names to tensors.
-        others: what to do about an optimiser that also holds tensors of another component, such as the text encoder:
+        others: what to do about an optimizer that also holds tensors of another component, such as the text encoder:
             "refuse", because verification compares the other components with the published ones, or "warn".
 
     Raises:
         ModelError: a name that the model does not have; a manifest of other weights; an adapter on a frozen module;
             fused projections; something that trains beside the model.
-        ConfigError: a mask that contradicts itself, an optimiser of other tensors, a wrapped model.
+        ConfigError: a mask that contradicts itself, an optimizer of other tensors, a wrapped model.
     """
     if others not in get_args(Others):
         raise ConfigError('\'others\' is "refuse" or "warn"', found=repr(others))
@@ -200,9 +200,9 @@ def enforce(
         own = {id(parameter) for parameter in model.parameters()}
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise ConfigError(
-                "the optimiser holds none of the model's parameters, so the mask cannot hold in it",
+                "the optimizer holds none of the model's parameters, so the mask cannot hold in it",
                 found=f"{type(optimizer).__name__} over other tensors (another model, or copies of the weights)",
-                fix="build the optimiser from this model's parameters and enforce before accelerator.prepare",
+                fix="build the optimizer from this model's parameters and enforce before accelerator.prepare",
             )
         if held:
             _check_others(model, optimizer, others)
@@ -293,7 +293,7 @@ def _check_others(model: nn.Module, optimizer: Optimizer, others: Others) -> Non
     if not beside:
         return
     what = f"{len(beside)} tensors with {sum(p.numel() for p in beside)} parameters that are not the model's"
-    problem = "the optimiser also trains something beside the model, such as a text encoder"
+    problem = "the optimizer also trains something beside the model, such as a text encoder"
     if others == "refuse":
         raise ModelError(
             problem,
@@ -359,7 +359,7 @@ def _averages(ema: object, model: nn.Module, frozen: core.Frozen) -> dict[str, T
 
 
 def _inner(optimizer: Optimizer) -> Optimizer:
-    """The optimiser inside accelerate's wrapper."""
+    """The optimizer inside accelerate's wrapper."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

@@ -71,7 +71,7 @@ class Watch:
             self.step, self._best = done, gain
             self._values = {name: value.detach().clone() for name, value in self._params.items()}
         elif done < self._steps and done - self.step >= PATIENCE * self._steps and not gain > last:
-            raise Stalled  # an optimiser's first steps often do harm: one that is on its way back goes on
+            raise Stalled  # an optimizer's first steps often do harm: one that is on its way back goes on
 
     def _gain(self, after: Sequence[float]) -> float:
         return min((b - a) / b for b, a in zip(self.before, after, strict=True))

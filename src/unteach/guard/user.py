@@ -40,7 +40,7 @@ class User:
         self.count, self.life = 0, life
 
     def update(self, name: str, gradient: Tensor) -> Tensor:
-        """u, what the optimiser would subtract from θ_ft (to be called once a tensor and step)."""
+        """u, what the optimizer would subtract from θ_ft (to be called once a tensor and step)."""
         if self.rank and gradient.ndim > 1:
             gradient = self._within(name, gradient)
         if self.config.user == "sgd":

@@ -61,7 +61,7 @@ class Verdict:
         adapters: modules that carry an adapter.
         stamped: whether the base's weights carry this manifest's digest; else nothing says that it is the current one.
         notes: what was not compared, and what else a reader should know; none of it keeps it from conforming.
-        leftovers: a trainer's files (optimiser states and the like) that no loader of a model reads; never opened.
+        leftovers: a trainer's files (optimizer states and the like) that no loader of a model reads; never opened.
     """
 
     findings: tuple[Finding, ...]

@@ -158,7 +158,7 @@ class Cost:
         seconds: wall time of this evaluation.
         images: pictures judged.
         method_seconds: wall time of making the delta.
-        method_steps: optimiser steps of making the delta.
+        method_steps: optimizer steps of making the delta.
         parameters_moved: numbers in the delta.
         parameters_total: numbers in the denoiser.
         delta_bytes: size of the delta's tensors.
