@@ -1,18 +1,18 @@
 """A grid of relearning attacks, the unprotected model beside each; one file a cell, so a stopped sweep goes on."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unteach.attack.curve import Curve, Mode, recovery
 from unteach.attack.relearn import check_disjoint, relearn
 from unteach.core import state
+from unteach.core.convert import Checked, Wrong, convert
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
-
-UNPROTECTED = "unprotected"
+from unteach.records.attack import UNPROTECTED, Attack, Curve, Mode, recovery
 
 
 def sweep(
@@ -32,10 +32,11 @@ def sweep(
     draws: int = 4,
     probe_seed: int = 0,
     mask_data: Sequence[Examples] = (),
+    domain: str | None = None,
     on_cell: Callable[[int, int], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Attack with every mode × rate × seed, without a mask and with each, and return one plain record a cell.
+) -> list[Attack]:
+    """Attack with every mode × rate × seed, without a mask and with each, and return one record a cell.
 
     The rate is constant, so one run of ``max(steps)`` holds the attacks of all shorter ``steps``: they are its points.
     Equal cells (the same frozen names, say) run once. A cell is written when it is done; the same call reads what is
@@ -50,12 +51,12 @@ def sweep(
         modes: "full", "lora".
         honoured: (True, False) also runs the attacker who ignores each mask.
         seeds: of the attacks.
+        domain: name of what is fine-tuned on, for the records; the data's when None.
         on_cell: called with (done, all) after each cell.
         on_step: called with (number of the cell, number of the step that begins, all steps), both from 1.
 
     Returns:
-        ``{"mask", "recovery": {probe: [one number or None at each point]}, ...Curve.to_dict()}``, the unprotected
-        model's first in each mode × rate × seed.
+        The unprotected model's first in each mode × rate × seed.
 
     Raises:
         ConfigError, DataError, ModelError: as in :func:`relearn`, before anything runs where possible.
@@ -78,7 +79,7 @@ def sweep(
         "draws": draws,
         "probe_seed": probe_seed,
     }
-    records: list[dict[str, Any]] = []
+    records: list[Attack] = []
     for mode, rate, seed in places:
         plain: Curve | None = None
         for name, frozen, keep in [(UNPROTECTED, (), True), *arms]:
@@ -110,13 +111,21 @@ def sweep(
                     probe_seed=probe_seed,
                     on_step=None if on_step is None else partial(on_step, len(records) + 1),
                 )
-                state.write_json(_path(out, cell), {"cell": cell, "curve": curve.to_dict()})
+                state.write_json(_path(out, cell), _Cell(cell, curve))
             plain = plain or curve
-            shares = {probe: [recovery(curve, plain, probe, at) for at in curve.at] for probe in probes}
-            records.append({"mask": name, "recovery": shares, **curve.to_dict()})
+            shares = {probe: tuple(recovery(curve, plain, probe, at) for at in curve.at) for probe in probes}
+            records.append(Attack(domain=domain or data.name, mask=name, recovery=shares, **vars(curve)))
             if on_cell is not None:
                 on_cell(len(records), len(places) * (1 + len(arms)))
     return records
+
+
+@dataclass(frozen=True)
+class _Cell(Checked):
+    """A cell's file: what was asked for, and what came out."""
+
+    cell: dict[str, Any]
+    curve: Curve
 
 
 def _path(out: Path, cell: Mapping[str, Any]) -> Path:
@@ -127,10 +136,10 @@ def _stored(out: Path, cell: Mapping[str, Any]) -> Curve | None:
     path = _path(out, cell)
     if not path.exists():
         return None
-    found = state.read_json(path)
-    if not isinstance(found, dict) or found.get("cell") != cell or not isinstance(found.get("curve"), dict):
-        raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
     try:
-        return Curve.from_dict(found["curve"])
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is damaged", found=error.found, fix="delete it and run again") from error
+        found = convert(state.read_json(path), _Cell)
+    except Wrong as error:
+        raise CheckpointError(f"{path} is damaged", found=error, fix="delete it and run again") from error
+    if found.cell != cell:
+        raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
+    return found.curve
