@@ -9,7 +9,6 @@ from tests import toys
 
 from unteach.diffusion import families, load, sample
 from unteach.diffusion.loading import quiet
-from unteach.diffusion.model import load
 from unteach.erase import Concept, ConceptSet, erase, methods
 
 ROOT = Path(__file__).parent.parent

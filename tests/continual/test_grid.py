@@ -93,9 +93,7 @@ def test_a_folder_of_0_1_takes_more_runs(tmp_path: Path) -> None:
     grid.do(job, tmp_path / "learn", "unteach learn again")
     runs = LearningResults.load(tmp_path / "learn" / "runs").by_seed(Arm("er 20"))
     assert set(runs) == {0, 1} and runs[1].command == "unteach learn" and not runs[1].warnings
-    assert (
-        runs[0].key.method_settings == runs[1].key.method_settings
-    )
+    assert runs[0].key.method_settings == runs[1].key.method_settings
 
 
 def test_a_run_that_diverges_is_a_record_that_says_so(tmp_path: Path) -> None:
