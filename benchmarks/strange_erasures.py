@@ -78,7 +78,7 @@ def arms(pairs: Sequence[tuple[str, str]] = PAIRS, numbers: Sequence[int] = (0,)
         found += [Arm("uce", *pair, "uce", seed=seed) for pair in pairs]
         found += [Arm(name, *pair, name, seed=seed) for pair in pairs for name in ("ablate", "doco")]
         found += [Arm("uce plain", *pair, "uce-plain", seed=seed) for pair in (other, thing)]
-        tiny = {"lr": 1e-6, "steps": 150, "warm_up": 50}
+        tiny = {"learning_rate": 1e-6, "steps": 150, "warm_up": 50}
         huge = {"pace": 2.0, "retain_weight": 0.0, "look_every": 0, "steps": 60}
         found += [
             Arm("ablate, five steps", *other, "ablate", {"steps": 5}, seed),
