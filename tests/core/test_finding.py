@@ -28,7 +28,7 @@ def finding(*effects: Effect, rest: float = 0.0) -> Finding:
         (finding(NOTHING), "nothing happened", False),
         (finding(NOTHING, rest=2.0), "nothing happened, the rest hurt", False),
         (finding(ERASED), "erased, the rest kept", True),
-        (finding(ERASED, rest=0.05), "erased, the rest kept", True),
+        (finding(ERASED, rest=0.12), "erased, the rest kept", True),
         (finding(ERASED, rest=0.2), "erased, the rest hurt", False),
         (finding(GONE), "gone, but not the anchor, the rest kept", False),
         (finding(GONE, rest=2.0), "gone, but not the anchor, the rest hurt", False),

@@ -25,7 +25,7 @@ NOTHING_TOWARDS = 0.2
 """Nothing happened: less than this share of the way."""
 LEAST_APART = 0.01
 """Undecided: target and anchor differ by less than this share of the natural spread."""
-KEPT_REST = 0.1
+KEPT_REST = 0.15
 """The rest is kept: moved at most this share of the natural spread.
 
 docs/erase.md says on which concepts of which models, and with which judges, all of them were chosen.
