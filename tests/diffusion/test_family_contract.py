@@ -265,11 +265,12 @@ def test_erasing_gives_a_delta_that_can_be_applied_undone_saved_and_repeated(
 ) -> None:
     before, drawn = toys.weights(model), sample(model, ["a twemoji dog"], [7], num_inference_steps=2)
     method = quick(name, contexts=2, kept_words=4)
-    delta = erase(model, CONCEPT, method, seed=5)
+    # Looked at in the quickest; tests/erase/test_check.py has the rest.
+    delta = erase(model, CONCEPT, method, seed=5, check=name == "uce")
     assert all(torch.equal(value, before[key]) for key, value in toys.weights(model).items())
     assert list(delta.tensors) == method.offered(model)
     assert all(bool(torch.isfinite(t).all()) and bool(t.any()) for t in delta.tensors.values())
-    assert delta.check is not None and delta.meta["family"] == model.family
+    assert (delta.check is not None) == (name == "uce") and delta.meta["family"] == model.family
     loaded = WeightDelta.load(delta.save(tmp_path / "delta.safetensors"))
     assert same(loaded, delta) and loaded.meta == delta.meta
     again = load(folder)
