@@ -346,7 +346,7 @@ def test_models_that_are_none(toys: dict[str, Path], tmp_path: Path, capsys: pyt
     (wrong / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     for model, message in (
         (tmp_path / "nowhere", "there is no folder"),
-        (wrong, "known families: sd (StableDiffusionPipeline), sdxl"),
+        (wrong, "known families: sd (StableDiffusionPipeline), sd3"),
         (toys["sd"] / "unet", "has no model_index.json"),
     ):
         assert main(["erase", "--model", str(model), *CONCEPT, "--out", str(tmp_path / "x")]) == 2
