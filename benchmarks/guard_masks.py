@@ -267,7 +267,7 @@ def attack(job: tuple[Cell, str]) -> None:
         mask_data=[parts(d, cell.seed)[level] for d in pair.domains[:2] for level in ("user", "publisher")],
         **settings,
     )
-    state.write_json(path, {"cell": asdict(cell), "curve": curve.to_dict()})
+    state.write_json(path, {"cell": asdict(cell), "curve": curve})
 
 
 def group_of(record: dict[str, Any]) -> str:

@@ -16,7 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from unteach.core import state
+from unteach.continual import grid
+from unteach.core import reading, state
+from unteach.errors import ConfigError
 from unteach.records.learning import ALONE, Arm, LearningResults
 
 HERE = Path(__file__).parent
@@ -34,6 +36,9 @@ CONTROLS = ("reweight", "sam")
 
 
 def summarise(folder: Path, config: str) -> dict[str, Any]:
+    jobs = grid.plan(reading.read_yaml(HERE.parent / config, error=ConfigError)).jobs
+    if left := [f"{job.label}, seed {job.seed}" for job in jobs if not grid.finished(job, folder)]:
+        raise SystemExit(f"{folder} is not the whole of {config}: {len(left)} runs are left, such as {left[0]}")
     everything = LearningResults.load(folder / "runs")
     (group,) = everything.groups
     results = everything.of(group)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tests import toys
 
-from unteach.diffusion.model import load
+from unteach.diffusion import families, load, sample
+from unteach.diffusion.loading import quiet
 from unteach.erase import Concept, ConceptSet, erase, methods
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,23 @@ def test_the_method_of_the_guide_works(tmp_path: Path) -> None:
         del sys.modules["to_nothing"]
 
 
+def test_the_family_of_the_guide_works(tmp_path: Path) -> None:
+    (source,) = blocks(ROOT / "docs" / "adding-a-family.md", "python")
+    try:
+        exec(source, {"__name__": "pixart"})
+        with quiet():
+            toys.pixart().save_pretrained(tmp_path / "toy")
+        model = load(tmp_path / "toy")
+        assert model.family == "pixart" and model.latent_shape == (4, 8, 8)
+        drawn = sample(model, ["a dog", "a cat"], [1, 1], num_inference_steps=2)
+        assert not torch.equal(drawn[0], drawn[1])
+        for method, more in (("uce", {}), ("ablate", {"steps": 2, "images": 2, "retain_images": 2, "contexts": 0})):
+            delta = erase(model, Concept(target="dog", anchor="cat", retain=("a car",)), method, kept_words=4, **more)
+            assert all(bool(torch.any(value != 0)) for value in delta.tensors.values()) and delta.tensors
+    finally:
+        families._items.pop("pixart", None)
+
+
 def test_the_readme_example_runs(tmp_path: Path) -> None:
     source, learning = blocks(ROOT / "README.md", "python")
     # The same lines with the method that takes a second, in a folder of the test.
@@ -58,7 +76,7 @@ def test_the_readme_example_runs(tmp_path: Path) -> None:
     images = names["images"]
     assert isinstance(images, torch.Tensor) and images.shape == (2, 3, 32, 32)
     exec(learning, names)
-    assert len(names["outcome"].record["rows"]) == 5  # type: ignore[attr-defined]
+    assert len(names["outcome"].rows) == 5  # type: ignore[attr-defined]
 
 
 def test_concepts_of_the_guide_are_read(tmp_path: Path) -> None:

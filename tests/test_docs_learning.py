@@ -4,14 +4,15 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tests.continual import tiny
 
-from unteach.commands.learn import load_plan
-from unteach.commands.options import Learn
+from unteach.commands.learn import Learn
 from unteach.continual.methods import methods
 from unteach.continual.plugins import plugins
 from unteach.continual.streams import SCENARIOS, Stream, streams
@@ -29,23 +30,40 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text(page), re.DOTALL)
 
 
-@pytest.fixture
-def own_method(tmp_path: Path) -> Iterator[str]:
-    """The guide's method, in a module of its own, because dataclasses look their annotations up there."""
-    (source,) = blocks("adding-a-learner.md", "python")
-    assert len(source.splitlines()) <= 20
-    file = tmp_path / "lwf_memory.py"
+@contextmanager
+def guide(page: str, name: str, registry: Any, folder: Path) -> Iterator[str]:
+    """The guide's class, in a module of its own, because dataclasses look their annotations up there."""
+    (source,) = blocks(page, "python")
+    module_name = name.replace("-", "_")
+    file = folder / f"{module_name}.py"
     file.write_text(source, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("lwf_memory", file)
+    spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["lwf_memory"] = module
+    sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-        yield "lwf-memory"
+        yield name
     finally:
-        del sys.modules["lwf_memory"]
-        methods._items.pop("lwf-memory", None)
+        del sys.modules[module_name]
+        registry._items.pop(name, None)
+
+
+@pytest.fixture
+def own_method(tmp_path: Path) -> Iterator[str]:
+    assert len(blocks("adding-a-learner.md", "python")[0].splitlines()) <= 20
+    with guide("adding-a-learner.md", "lwf-memory", methods, tmp_path) as name:
+        yield name
+
+
+def test_the_plug_in_of_the_guide_works(tmp_path: Path) -> None:
+    """It changes the step, on a method and on a combination; at strength 0 it is the host, bit for bit."""
+    with guide("adding-a-plugin.md", "lean", plugins, tmp_path) as name:
+        for method in ("er", "si + cpr"):
+            host = tiny.run(method)
+            off, on = tiny.run(method, plugins.make(name, share=0.0)), tiny.run(method, name)
+            tiny.assert_weights(off.model, host.model)
+            assert tiny.differs(on, host) and on.passes > off.passes == host.passes
 
 
 def test_the_method_of_the_guide_learns(own_method: str) -> None:
@@ -69,7 +87,7 @@ def test_the_examples_of_the_start_page_run(tmp_path: Path, capsys: pytest.Captu
     (source,) = blocks("continual.md", "yaml")
     file = tmp_path / "my.yaml"
     file.write_text(source, encoding="utf-8")
-    assert len(load_plan(file, Learn()).jobs) == 4 * 3 * 3
+    assert len(Learn(config=file).plan().jobs) == 4 * 3 * 3
 
 
 def test_the_streams_page_names_every_stream_and_scenario() -> None:
@@ -104,7 +122,7 @@ def test_the_papers_numbers_are_those_of_the_configs(path: Path) -> None:
             arm = yaml.safe_load(shown[1])
             label = arm if isinstance(arm, str) else arm.get("label", arm["method"])
             found[label] = ["–" if number == "-" else number for number in shown.groups()[1:]]
-    wanted = {job.label for job in load_plan(path, Learn()).jobs if job.plugin is None}
+    wanted = {job.label for job in Learn(config=path).plan().jobs if job.plugin is None}
     assert set(found) == {label for label in wanted if not label.endswith("of refresh")} and len(found) > 12
     for label, numbers in found.items():
         (row,) = [line for line in lines if line.startswith(f"| {label} |")]

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from unteach.cli import main
-from unteach.commands.learn import load_plan
-from unteach.commands.options import Learn
+from unteach.commands.learn import Learn
 from unteach.continual.grid import Job
 from unteach.continual.methods import methods
 from unteach.continual.networks import networks
@@ -98,7 +97,7 @@ def test_the_same_command_again_trains_nothing(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = runs(done / "out")
-    monkeypatch.setattr("unteach.continual.grid.train", None)
+    monkeypatch.setattr("unteach.continual.grid.Trainer", None)
     assert main(["learn", "--config", str(done / "grid.yaml"), "--out", str(done / "out")]) == 0
     assert runs(done / "out") == before
     said = capsys.readouterr().out
@@ -198,15 +197,15 @@ def test_what_is_missing_or_twofold_is_said(tmp_path: Path, capsys: pytest.Captu
 )
 def test_streams_and_networks_are_checked_with_the_rest(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        load_plan(Path(config(tmp_path, **changes)), Learn())
+        Learn(config=Path(config(tmp_path, **changes))).plan()
 
 
 def test_the_stream_is_checked_once_a_grid_and_not_instead_of_the_arms(tmp_path: Path) -> None:
     """house.md, defect 6: every arm checked it anew, and none was then checked itself."""
     record = config(tmp_path, stream_options={"task": 5}, methods=["er", "der", "ewcc"], plugins=["none", "sam"])
     with pytest.raises(ConfigError) as found:
-        load_plan(Path(record), Learn())
-    assert str(found.value).count("no option 'task'") == 1 and "ewcc" in str(found.value)
+        Learn(config=Path(record)).plan()
+    assert str(found.value).count("unknown option 'task'") == 1 and "ewcc" in str(found.value)
 
 
 def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +227,7 @@ def test_the_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_that_ships_is_a_plan(path: Path) -> None:
-    plan = load_plan(path, Learn())
+    plan = Learn(config=path).plan()
     assert plan.title and len(plan.jobs) > 10
     assert all(job.stream in streams and job.network in networks for job in plan.jobs)
     labels = {job.folder(Path("out")) for job in plan.jobs}
@@ -237,7 +236,7 @@ def test_every_config_that_ships_is_a_plan(path: Path) -> None:
 
 def test_papers_runs_have_the_papers_settings() -> None:
     """Mammoth's: batches of 32, SGD without momentum, 50 epochs (CIFAR) or 100 (Tiny ImageNet), ResNet-18."""
-    found = {path.stem: load_plan(path, Learn()).jobs for path in CONFIGS if path.stem.startswith("paper-")}
+    found = {path.stem: Learn(config=path).plan().jobs for path in CONFIGS if path.stem.startswith("paper-")}
     assert set(found) == {"paper-cifar10", "paper-cifar100", "paper-tiny"}
     for stem, jobs in found.items():
         arms: dict[tuple[str, bool], Job] = {(job.label, job.plugin is None): job for job in jobs}
@@ -270,4 +269,4 @@ def test_papers_runs_have_the_papers_settings() -> None:
 )
 def test_what_is_not_a_grid_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=what):
-        load_plan(Path(config(tmp_path, **changes)), Learn())
+        Learn(config=Path(config(tmp_path, **changes))).plan()

@@ -14,6 +14,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -108,13 +110,35 @@ def _t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=256)
 
 
+def _t5_encoder(tokens: T5TokenizerFast) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(tokens), d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return T5EncoderModel(config)
+
+
+def pixart() -> PixArtSigmaPipeline:
+    """What docs/adding-a-family.md adds; the package has no such family."""
+    read = _t5_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = PixArtTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
+            cross_attention_dim=8, caption_channels=40, norm_num_groups=4, use_additional_conditions=False,
+        )  # fmt: skip
+        return PixArtSigmaPipeline(
+            tokenizer=read,
+            text_encoder=_t5_encoder(read),
+            vae=_vae(),
+            transformer=transformer,
+            scheduler=DPMSolverMultistepScheduler(**_BETAS),
+        )
+
+
 def _sd3(tokens: CLIPTokenizer, t5: bool) -> StableDiffusion3Pipeline:
     """Joint attention in both blocks, a second self-attention in the first; the last has no text stream after it."""
     read = _t5_tokenizer()
-    config = T5Config(
-        vocab_size=len(read), d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0,
-        feed_forward_proj="gated-gelu", initializer_factor=1.0,
-    )  # fmt: skip
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=6, out_channels=6, num_layers=2, attention_head_dim=4,
         num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=8, pooled_projection_dim=32,
@@ -131,7 +155,7 @@ def _sd3(tokens: CLIPTokenizer, t5: bool) -> StableDiffusion3Pipeline:
         tokenizer=tokens,
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokens, 16, 2.0)),
         tokenizer_2=tokens,
-        text_encoder_3=T5EncoderModel(config) if t5 else None,
+        text_encoder_3=_t5_encoder(read) if t5 else None,
         tokenizer_3=read if t5 else None,
     )
 

@@ -30,7 +30,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,11 @@ from tests.evaluate.test_results import full
 from tests.guard import checkpoints
 from tests.records import guarded, learned
 from tests.toys import build
+from unteach.commands.options import Learn
 
 from unteach.attack import sweep
-from unteach.attack.curve import Curve, recovery
 from unteach.commands import guard_plan
 from unteach.commands.erase import Erase
-from unteach.commands.learn import load_plan
-from unteach.commands.options import Learn
 from unteach.commands.options_guard import GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
@@ -64,15 +62,16 @@ from unteach.diffusion.loading import inspect
 from unteach.diffusion.model import load
 from unteach.diffusion.sample import Chunk, _Store
 from unteach.errors import UnteachError, shorten
-from unteach.evaluate.guarding import Mask, Relearning
 from unteach.evaluate.image_cache import ImageStore
 from unteach.guard import signing
 from unteach.guard import verify as checking
 from unteach.guard.files import Safetensors
 from unteach.guard.manifest import FreezeManifest
 from unteach.records import environment
+from unteach.records.attack import Curve, Relearning, recovery
 from unteach.records.erasure import Results
 from unteach.records.learning import LearningRun
+from unteach.records.mask import Mask
 from unteach.report import model_card
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "security_mutations.json"
@@ -177,7 +176,8 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "learn --config", place(work, "grid", {"c.yaml": grid}), ["c.yaml"],
-        lambda f: [j.fingerprint() for j in load_plan(f / "c.yaml", Learn(config=f / "c.yaml")).jobs], yaml, 1.5,
+        lambda f: [state.fingerprint(vars(j)) for j in Learn(config=f / "c.yaml").plan().jobs],
+        yaml, 1.5,
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],
@@ -290,14 +290,14 @@ def _stores(work: Path) -> Iterator[Reader]:
     curve = Curve(
         mode="full", honoured=True, frozen="f" * 64, frozen_tensors=1, trained_tensors=2, trained_parameters=9, steps=2,
         learning_rate=1e-3, batch_size=2, rank=0, seed=0, data=("d", "a" * 64), probes={"d": "b" * 64}, at=(0, 1, 2),
-        losses={"d": (3.0, 2.0, 1.0)},
+        losses={"d": (3.0, 2.0, 1.0)}, diverged=False, seconds=1.0,
     )  # fmt: skip
     name = sweep._path(Path(), cell).name
-    data = json.dumps({"cell": cell, "curve": curve.to_dict()}).encode()
+    data = json.dumps({"cell": cell, "curve": asdict(curve)}).encode()
 
     def stored(f: Path) -> object:
         found = sweep._stored(f, cell)
-        return found and (recovery(found, found, "d"), found.to_dict())
+        return found and recovery(found, found, "d")
 
     yield Reader("cell of an attack", place(work, "cell", {name: data}), [name], stored, mutators.as_json, 0.7)
     config = {"prompts": ["a"], "seeds": [1], "settings": {"steps": 2}}

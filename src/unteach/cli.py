@@ -30,7 +30,7 @@ VERBS: Mapping[str, str] = {
     "guard": "options_guard.Guard",
     "attack": "options_guard.Attack",
     "report": "Report",
-    "learn": "options.Learn",
+    "learn": "Learn",
     "list": "List",
     "demo": "Demo",
 }

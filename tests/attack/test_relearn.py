@@ -1,5 +1,6 @@
 """Relearning attacks: masks that hold, masks that are ignored, paired curves, and a model that is left as it was."""
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -9,16 +10,22 @@ from tests.guard import sets
 from torch import Tensor
 
 from unteach.attack import relearn as module
-from unteach.attack.curve import Curve, recovery, unprotected
 from unteach.attack.relearn import probe_losses, relearn, trainable
-from unteach.core import seeds
+from unteach.core import seeds, state
+from unteach.core.convert import convert
 from unteach.core.loop import Step
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.errors import ConfigError, DataError, ModelError
+from unteach.records.attack import Curve, recovery
 
 FAST: dict[str, Any] = {"steps": 4, "learning_rate": 3e-3, "batch_size": 4, "draws": 1}
+
+
+def unprotected(curve: Curve) -> Curve:
+    """With the mask and the clock left out: equal for an attacker who ignores a mask and one without."""
+    return replace(curve, honoured=True, frozen=state.fingerprint([]), frozen_tensors=0, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +160,7 @@ def test_a_divergence_is_part_of_the_record(tiny: Model, data: Examples, probes:
     assert curve.diverged and curve.at == (0,) and all(len(v) == 1 for v in curve.losses.values())
     assert all(torch.equal(value, before[name]) for name, value in toys.weights(tiny).items())
     assert recovery(curve, curve, "illegal") is None
-    assert Curve.from_dict(curve.to_dict()) == curve
+    assert convert(asdict(curve), Curve) == curve
 
 
 def test_probe_losses_are_the_plain_formula(tiny: Model, data: Examples) -> None:

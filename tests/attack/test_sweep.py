@@ -8,13 +8,13 @@ import pytest
 from tests.guard import sets
 
 from unteach.attack import sweep as module
-from unteach.attack.curve import Curve
 from unteach.attack.relearn import relearn
-from unteach.attack.sweep import UNPROTECTED, sweep
+from unteach.attack.sweep import sweep
 from unteach.core.events import Events
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.errors import CheckpointError, ConfigError, DataError
+from unteach.records.attack import UNPROTECTED, Curve
 
 
 class Heard(Events):
@@ -77,15 +77,15 @@ def test_a_sweep_is_its_attacks_and_goes_on(
     assert sweep(tiny, out=tmp_path, honoured=(True, False), **grid) == records
     for place in range(4):
         plain, kept, ignored, none, _ = records[5 * place : 5 * place + 5]
-        assert plain["mask"] == UNPROTECTED and plain["at"] == [0, 1, 3]
-        assert plain["recovery"]["illegal"][2] in (1.0, None)
-        assert ignored["losses"] == plain["losses"] == none["losses"] != kept["losses"]
-        assert kept["honoured"] and not ignored["honoured"] and kept["frozen_tensors"] == 61
+        assert plain.mask == UNPROTECTED and plain.at == (0, 1, 3) and plain.domain == "attack"
+        assert plain.recovery["illegal"][2] in (1.0, None)
+        assert ignored.losses == plain.losses == none.losses != kept.losses
+        assert kept.honoured and not ignored.honoured and kept.frozen_tensors == 61
     direct = relearn(
         tiny, grid["data"], frozen=grid["masks"]["half"], steps=3, learning_rate=1e-3, evaluate_at=(1,),
         probes=grid["probes"], batch_size=2, draws=1,
     )  # fmt: skip
-    assert direct.to_dict()["losses"] == records[1]["losses"]
+    assert direct.losses == records[1].losses
 
 
 def test_damaged_and_foreign_cells_are_refused(tiny: Model, grid: dict[str, Any], tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The grid as library functions: what is refused before anything is trained, old names of settings, old folders."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from unteach.continual.learner import Training
 from unteach.continual.methods import make, methods
 from unteach.core import settings
 from unteach.errors import CheckpointError, ConfigError, DataError
+from unteach.records.learning import Arm, LearningResults
 
 SMALL: dict[str, Any] = {
     "stream": "digits",
@@ -57,16 +57,51 @@ def test_the_stream_is_read_once_a_process() -> None:
 
 
 def test_a_finished_run_is_known_and_one_of_other_settings_refused(tmp_path: Path) -> None:
-    """A learn folder of 0.1 belongs to the same grid file, with the names of then."""
+    """A learn folder of 0.1 belongs to the same grid file, with the names of then or of now."""
     shutil.copytree(OLD / "learn", tmp_path / "learn")
     record = yaml.safe_load((OLD / "grid.yaml").read_text(encoding="utf-8"))
     jobs = grid.plan(record).jobs
     assert len(jobs) == 4 and all(grid.finished(job, tmp_path / "learn") for job in jobs)
     assert not grid.finished(grid.plan({**record, "seeds": [1]}).jobs[0], tmp_path / "learn")
-    path = jobs[0].folder(tmp_path / "learn") / grid.JOB
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "another"}), encoding="utf-8")
+    now = {"epochs": 1, "batch_size": 64, "learning_rate": 0.05}
+    er = {"method": "er", "buffer_size": 20, "label": "er 20"}
+    assert all(grid.finished(job, tmp_path / "learn") for job in grid.plan({**record, "training": now}).jobs)
+    assert all(grid.finished(job, tmp_path / "learn") for job in grid.plan({**record, "methods": [er]}).jobs)
+    others: list[dict[str, Any]] = [
+        {"training": {**now, "learning_rate": 0.06}},
+        {"methods": [{**er, "buffer_size": 21}]},
+        {"network_options": {"hidden": [9]}},
+        {"scenario": "task"},
+    ]
+    for other in others:
+        with pytest.raises(CheckpointError, match="a run of other settings"):
+            grid.finished(grid.plan({**record, **other}).jobs[0], tmp_path / "learn")
+    job = jobs[0].folder(tmp_path / "learn") / grid.JOB
+    job.write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="a run of other settings"):
         grid.finished(jobs[0], tmp_path / "learn")
+
+
+def test_a_folder_of_0_1_takes_more_runs(tmp_path: Path) -> None:
+    """Under the present names: the records of then and of now are one arm."""
+    shutil.copytree(OLD / "learn", tmp_path / "learn")
+    record = yaml.safe_load((OLD / "grid.yaml").read_text(encoding="utf-8"))
+    now = {"epochs": 1, "batch_size": 64, "learning_rate": 0.05}
+    er = {"method": "er", "buffer_size": 20, "label": "er 20"}
+    (job,) = grid.plan({**record, "training": now, "methods": [er], "plugins": None, "seeds": [1]}).jobs
+    grid.do(job, tmp_path / "learn", "unteach learn")
+    grid.do(job, tmp_path / "learn", "unteach learn again")
+    runs = LearningResults.load(tmp_path / "learn" / "runs").by_seed(Arm("er 20"))
+    assert set(runs) == {0, 1} and runs[1].command == "unteach learn" and not runs[1].warnings
+    assert runs[0].key.method_settings == runs[1].key.method_settings
+
+
+def test_a_run_that_diverges_is_a_record_that_says_so(tmp_path: Path) -> None:
+    (job,) = grid.plan({**SMALL, "training": {"epochs": 1, "learning_rate": 1e30}}).jobs
+    grid.do(job, tmp_path, "")
+    (run,) = LearningResults.load(tmp_path / "runs").runs
+    assert run.warnings[0].startswith("diverged: ") and run.metrics["class_il/final_average_accuracy"] is None
+    assert not list(tmp_path.rglob(grid.STATE)) and grid.finished(job, tmp_path)
 
 
 def test_earlier_names_of_settings_still_work_with_a_word(caplog: pytest.LogCaptureFixture) -> None:

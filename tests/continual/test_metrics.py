@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unteach.continual import metrics
-from unteach.continual.metrics import METRICS, calibration_error, matrix_of, summary
+from unteach.continual.metrics import METRICS, calibration_error, summary
 from unteach.errors import DataError
 
 # Three tasks. Task 1 is forgotten and half recovered, task 2 gets better in the end.
@@ -168,13 +168,6 @@ def test_summary_names_kinds_and_keeps_to_what_it_is_given() -> None:
     assert len(found) == 2 * (len(METRICS) - 2) + 2
     bare = summary({"class_il": R})
     assert bare["class_il/average_incremental_accuracy_pooled"] is None and "final_nll" not in bare
-
-
-def test_matrix_of_rows() -> None:
-    rows = {0: [0.9, 0.3, 0.2], 2: torch.tensor([0.5, 0.75, 0.25])}
-    assert matrix_of(rows, 3) == [[0.9, 0.3, 0.2], [None] * 3, [0.5, 0.75, 0.25]]
-    with pytest.raises(DataError, match="accuracies after task 1"):
-        matrix_of(rows, 4)
 
 
 @pytest.mark.parametrize("matrix", [[], [[0.5, 0.5]], [[0.5, 0.5], [0.5]], [[50.0]], [[-0.1]]])

@@ -12,6 +12,8 @@ NOTHING = Effect(target="van gogh", anchor="art", towards=0.0, left=1.0, moved=0
 ERASED = dataclasses.replace(NOTHING, towards=1.0, left=0.0, moved=1.0)
 GONE = dataclasses.replace(NOTHING, towards=0.4, left=1.6, moved=1.4)
 PARTLY = dataclasses.replace(NOTHING, towards=0.35, left=0.72, moved=0.42)
+ASIDE = dataclasses.replace(NOTHING, towards=0.1, left=1.3, moved=0.5)  # moved, but the target is still there
+NEAR = dataclasses.replace(NOTHING, towards=0.75, left=0.8, moved=1.3)  # another picture of the anchor
 SAME = dataclasses.replace(NOTHING, apart=0.0)
 UNASKED = dataclasses.replace(NOTHING, prompts=0)
 
@@ -26,11 +28,12 @@ def finding(*effects: Effect, rest: float = 0.0) -> Finding:
         (finding(NOTHING), "nothing happened", False),
         (finding(NOTHING, rest=2.0), "nothing happened, the rest hurt", False),
         (finding(ERASED), "erased, the rest kept", True),
-        (finding(ERASED, rest=0.9), "erased, the rest hurt", False),
-        (finding(ERASED, rest=0.3), "erased, the rest perhaps hurt", False),
-        (finding(NOTHING, rest=0.3), "nothing happened, the rest perhaps hurt", False),
+        (finding(ERASED, rest=0.05), "erased, the rest kept", True),
+        (finding(ERASED, rest=0.2), "erased, the rest hurt", False),
         (finding(GONE), "gone, but not the anchor, the rest kept", False),
         (finding(GONE, rest=2.0), "gone, but not the anchor, the rest hurt", False),
+        (finding(ASIDE), "nothing happened", False),
+        (finding(NEAR), "erased, the rest kept", True),
         (finding(PARTLY), "partly erased, the rest kept", False),
         (finding(SAME), "undecided: the model does not tell target and anchor apart, the rest kept", False),
         (finding(UNASKED), "undecided: the model does not tell target and anchor apart, the rest kept", False),

@@ -44,7 +44,7 @@ lower = Training(epochs=2, batch_size=8)
 assert lower.channels_last
 mine = networks.build("resnet18", (3, 16, 16), 4, 0, width=4).to(memory_format=torch.channels_last)
 rows = [
-    learn(stream, "er", network=network, options=options, training=training, seed=0).record["rows"]
+    learn(stream, "er", network=network, options=options, training=training, seed=0).rows
     for network, options, training in [
         ("resnet18", {"width": 4}, lower),
         (mine, {}, lower),

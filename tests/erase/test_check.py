@@ -39,7 +39,7 @@ def test_a_delta_of_zero_gives_zeros_and_nothing_happened(model: Model) -> None:
     for found in (check.measure(), check.measure(none)):
         (one,) = found.concepts
         assert (one.towards, one.left, one.moved, found.rest) == (0.0, 1.0, 0.0, 0.0)
-        assert one.prompts == 16 and found.prompts == 24 and one.apart > 0.01
+        assert one.prompts == 32 and found.prompts == 48 and one.apart > 0.01
         assert found.verdict == "nothing happened" and not found.good
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
@@ -116,7 +116,7 @@ def test_no_prompt_of_the_check_was_trained_on_or_kept(model: Model) -> None:
     known = [p for pair in busy.pairs() for p in (pair.target, pair.anchor)] + list(first.rest[:16])
     asked = [*check.targets[0], *check.anchors[0], *check.rest]
     assert {read(model, p) for p in known}.isdisjoint(read(model, p) for p in asked)
-    assert len(check.targets[0]) == 16 and len(check.rest) == 24
+    assert len(check.targets[0]) == 32 and len(check.rest) == 48
     assert not any(name in prompt for prompt in check.rest for name in ("twemoji", "openmoji"))
     # A function of the seed, which another one changes.
     assert Check.of(model, SET, 1).targets == first.targets != Check.of(model, SET, 2).targets

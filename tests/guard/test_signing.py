@@ -126,7 +126,7 @@ def test_every_bit_of_the_signature_counts(bit: int) -> None:
 def test_a_damaged_signature_file(keys: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]) -> None:
     path = sign(policy(), keys[0]).save(tmp_path / "s.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(CheckpointError, match="not a signature"):
+    with pytest.raises(CheckpointError, match=r"s\.json.*(must be|unknown key|newer version|not a file of)"):
         Signature.load(path)
 
 

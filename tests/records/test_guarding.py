@@ -1,18 +1,17 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.records import guarded
 
-from unteach.attack.curve import Curve
-from unteach.attack.curve import recovery as of_curves
 from unteach.core import state
 from unteach.errors import CheckpointError
-from unteach.evaluate.guarding import Mask, Relearning, Setting, check_same
-from unteach.guard.record import MaskRecord
+from unteach.records.attack import Attack, Curve, Relearning, Setting, check_same, recovery
+from unteach.records.mask import Mask
 
 FULL = Setting("fxemoji", "full", 1e-3)
 
@@ -34,19 +33,15 @@ def test_a_mask_is_what_its_file_says(tmp_path: Path) -> None:
     assert mask.frozen == tuple(guarded.frozen(data)) and len(mask.frozen) == 2
     assert [t.size for t in mask.tensors[:2]] == [4 * 4 * 9, 4]
     assert (mask.name, mask.budget.measure, mask.budget.rho, mask.seconds) == ("freezeasguard", "tensors", 0.25, 7.0)
-    assert (mask.model.digest, mask.log[-1].step, mask.data.illegal) == (guarded.DIGEST, 59, ("fxemoji",))
+    assert (mask.manifest.model, mask.log[-1].step, mask.manifest.illegal) == (guarded.DIGEST, 59, ("fxemoji",))
     plain = read_mask(tmp_path, guarded.mask(rho=None, scored=False, log=[], method={"name": "mid-up"}))
     assert plain.name == "mid-up" and plain.log == () and {t.score for t in plain.tensors} == {None}
-    assert read_mask(tmp_path, guarded.mask(later_key=1)).name == "freezeasguard"  # keys of later releases
 
 
-def test_a_mask_of_guard_record_is_read(tmp_path: Path) -> None:
-    data = guarded.mask()
-    data["method"]["name"] = "freezeasguard"
-    path = tmp_path / "mask.json"
-    state.write_json(path, data)
-    MaskRecord.load(path).save(path)
-    assert Mask.load(path).frozen == tuple(guarded.frozen(data))
+def test_a_mask_of_release_01_is_written_as_one_of_today(tmp_path: Path) -> None:
+    mask = read_mask(tmp_path, guarded.mask())
+    assert Mask.load(mask.save(tmp_path / "mask.json")) == mask
+    assert json.loads((tmp_path / "mask.json").read_text())["version"] == 2
 
 
 def test_attacks_are_what_their_file_says(tmp_path: Path) -> None:
@@ -68,20 +63,26 @@ def test_attacks_are_what_their_file_says(tmp_path: Path) -> None:
 
 
 def test_records_of_the_attack_are_read(tmp_path: Path) -> None:
-    """The sweep's own records, made by Curve.to_dict and recovery, are the format."""
+    """The sweep's own records are the format."""
     shared: dict[str, Any] = {
         "mode": "full", "trained_tensors": 8, "trained_parameters": 90, "steps": 10, "learning_rate": 0.1,
         "batch_size": 4, "rank": 0, "seed": 3, "data": ("fxemoji", "a"), "probes": {"fxemoji": "b"}, "at": (0, 10),
+        "diverged": False, "seconds": 1.0,
     }  # fmt: skip
     plain = Curve(honoured=True, frozen="", frozen_tensors=0, losses={"fxemoji": (1.0, 0.5)}, **shared)
     kept = Curve(honoured=True, frozen="", frozen_tensors=2, losses={"fxemoji": (1.0, 0.8)}, **shared)
     records = [
-        {"mask": name, "recovery": {"fxemoji": [of_curves(c, plain, "fxemoji", at) for at in c.at]}, **c.to_dict()}
+        Attack(
+            domain="fxemoji",
+            mask=name,
+            recovery={"fxemoji": tuple(recovery(c, plain, "fxemoji", at) for at in c.at)},
+            **vars(c),
+        )
         for name, c in (("unprotected", plain), ("m", kept))
     ]
     data = guarded.attacks(None, domains=(("fxemoji", "illegal"),))
     data |= {"mask": {"name": "m", "digest": "", "tensors": 2, "of": 8}}
-    data["records"] = [{"domain": "fxemoji", **r} for r in records]
+    data["records"] = list(map(asdict, records))
     reach = read(tmp_path, data).reach("fxemoji", "full", "kept")
     assert reach is not None and reach.share.mean == pytest.approx(0.4) and reach.share.low is None
 
@@ -135,20 +136,21 @@ def test_without_learning_or_a_probe_there_is_nothing_to_compare(tmp_path: Path)
 
 
 MASKS: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
-    ("format unteach-mask; found: other", lambda d: d.update(format="other")),
-    ("format unteach-mask; to do: check", lambda d: d.pop("format")),
-    ("another release.*version 2", lambda d: d.update(version=2)),
-    ("another release.*version True", lambda d: d.update(version=True)),
+    ("format unteach-mask; found: format 'other'", lambda d: d.update(format="other")),
+    ("format unteach-mask; found: format None; to do: check", lambda d: d.pop("format")),
+    ("unknown key 'later'", lambda d: d.update(later=1)),
+    ("newer version.*version 3", lambda d: d.update(version=3)),
+    ("version must be a whole number above 0; found: True", lambda d: d.update(version=True)),
     ("missing key 'budget'", lambda d: d.pop("budget")),
     ("missing key 'frozen'", lambda d: d["tensors"][1].pop("frozen")),
-    ("must be bool", lambda d: d["tensors"][0].update(frozen=1)),
+    ("must be true or false", lambda d: d["tensors"][0].update(frozen=1)),
     ("must be a list", lambda d: d["tensors"][0].update(shape="44")),
-    ("must be str", lambda d: d["tensors"][0].update(name=3)),
-    ("names no tensor", lambda d: d.update(tensors=[])),
-    (r"'conv_in.bias' is there twice", lambda d: d["tensors"].append(d["tensors"][1])),
-    (r"shape \[-1\]", lambda d: d["tensors"][1].update(shape=[-1])),
-    ("1 numbers are not finite", lambda d: d["tensors"][1].update(score=float("nan"))),
-    ("not finite", lambda d: d["log"][3].update(jaccard=float("inf"))),
+    ("must be text", lambda d: d["tensors"][0].update(name=3)),
+    ("lists no tensor", lambda d: d.update(tensors=[])),
+    ("a tensor is listed twice", lambda d: d["tensors"].append(d["tensors"][1])),
+    ("'conv_in.bias' has a bad name or shape", lambda d: d["tensors"][1].update(shape=[-1])),
+    ("score must be a finite number", lambda d: d["tensors"][1].update(score=float("nan"))),
+    ("jaccard must be a finite number", lambda d: d["log"][3].update(jaccard=float("inf"))),
 ]
 
 
@@ -163,8 +165,8 @@ def test_a_wrong_mask_is_refused(message: str, change: Callable[[dict[str, Any]]
 
 
 ATTACKS: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
-    ("format unteach-relearning; found: unteach-mask", lambda d: d.update(format="unteach-mask")),
-    ("version 0", lambda d: d.update(version=0)),
+    ("format unteach-relearning; found: format 'unteach-mask'", lambda d: d.update(format="unteach-mask")),
+    ("version must be a whole number above 0; found: 0", lambda d: d.update(version=0)),
     ("missing key 'mask'", lambda d: d.pop("mask")),
     ("mode", lambda d: d["records"][0].update(mode="half")),
     ("role", lambda d: d["domains"][0].update(role="evil")),
@@ -172,7 +174,7 @@ ATTACKS: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("recovery of 'fxemoji': 3 values", lambda d: d["records"][0]["recovery"]["fxemoji"].pop()),
     ("steps must rise from 0", lambda d: d["records"][0].update(at=[0, 20, 10, 40])),
     ("steps must rise from 0", lambda d: d["records"][0].update(at=[1, 10, 20, 40])),
-    ("not finite", lambda d: d["records"][0]["losses"].update(fxemoji=[0.1, 0.1, float("nan"), 0.1])),
+    ("must be a finite number", lambda d: d["records"][0]["losses"].update(fxemoji=[0.1, 0.1, float("nan"), 0.1])),
     ("domain 'fxemoji' is there 2 times", lambda d: d["domains"].append(d["domains"][0])),
     ("no such domain", lambda d: d["domains"].pop(0)),
     ("no mask called 'freezeasguard'", lambda d: d["mask"].update(name="mid-up")),

@@ -12,10 +12,11 @@ import torch
 
 from unteach.cli import main
 from unteach.diffusion import WeightDelta, load, sample
-from unteach.evaluate.guarding import Mask, Relearning
 from unteach.guard.manifest import FreezeManifest
+from unteach.records.attack import Relearning
 from unteach.records.erasure import Results
 from unteach.records.learning import LearningResults
+from unteach.records.mask import Mask
 
 HERE = Path(__file__).parent
 RELEASES = sorted(path.name for path in HERE.iterdir() if path.is_dir() and path.name[0].isdigit())

@@ -14,8 +14,9 @@ from unteach.canvas import model_path
 from unteach.cli import main
 from unteach.core import state
 from unteach.errors import CheckpointError
-from unteach.evaluate.guarding import Mask, Mean, Relearning
+from unteach.records.attack import Mean, Relearning
 from unteach.records.erasure import Results
+from unteach.records.mask import Mask
 from unteach.report import guarding_map, svg
 from unteach.report.guarding import find, is_guard, mean, render_guard
 from unteach.report.guarding_map import Place, draw, kind, kinds, parts, place, tally
@@ -336,10 +337,10 @@ def test_odd_networks_make_a_page(names: list[str], tmp_path: Path) -> None:
 def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:
     word = "<script>\"'&"
     of = guarded.mask({word: (1,), f"conv_in.{word}": (1,)}, command=word, environment={word: word})
-    of |= {"method": {"name": word}, "model": {"name": word, "digest": word}}
+    of |= {"method": {"name": word}, "model": {"name": word, "digest": guarded.DIGEST}}
     of["data"] = {"illegal": [word], "innocent": [word], "digests": {word: word}, "seed": 0}
     data = guarded.attacks(of, domains=[(word, "illegal")], kept={word: 0.5}, command=word, environment={word: word})
-    data["model"] = {"name": word, "digest": word}
+    data["model"] = {"name": word, "digest": guarded.DIGEST}
     page = Page(render_guard(mask_of(of, tmp_path), attacks_of(data, tmp_path), tmp_path / "page.html", title=word))
     assert not page.all("script") and page.text.count("<script>") > 20
 

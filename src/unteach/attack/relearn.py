@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unteach.attack.curve import Curve, Mode
 from unteach.core import seeds, state
 from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
@@ -23,6 +22,7 @@ from unteach.diffusion.finetune import Batches, Finetune, finetune
 from unteach.diffusion.lowrank import LowRank, finetune_lowrank, has_form
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError, ModelError, NumericsError
+from unteach.records.attack import Curve, Mode
 
 
 @torch.no_grad()

@@ -1,18 +1,18 @@
 """A grid of relearning attacks, the unprotected model beside each; one file a cell, so a stopped sweep goes on."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unteach.attack.curve import Curve, Mode, recovery
 from unteach.attack.relearn import check_disjoint, relearn
 from unteach.core import state
+from unteach.core.convert import Checked, Wrong, convert
 from unteach.core.events import SILENT, Events
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
-
-UNPROTECTED = "unprotected"
+from unteach.records.attack import UNPROTECTED, Attack, Curve, Mode, recovery
 
 
 def sweep(
@@ -32,9 +32,10 @@ def sweep(
     draws: int = 4,
     probe_seed: int = 0,
     mask_data: Sequence[Examples] = (),
+    domain: str | None = None,
     events: Events = SILENT,
-) -> list[dict[str, Any]]:
-    """Attack with every mode × rate × seed, without a mask and with each, and return one plain record a cell.
+) -> list[Attack]:
+    """Attack with every mode × rate × seed, without a mask and with each, and return one record a cell.
 
     The rate is constant, so one run of ``max(steps)`` holds the attacks of all shorter ``steps``: they are its points.
     Equal cells (the same frozen names, say) run once. A cell is written when it is done; the same call reads what is
@@ -49,11 +50,11 @@ def sweep(
         modes: "full", "lora".
         honoured: (True, False) also runs the attacker who ignores each mask.
         seeds: of the attacks.
+        domain: name of what is fine-tuned on, for the records; the data's when None.
         events: told the steps of each cell, and when it is done.
 
     Returns:
-        ``{"mask", "recovery": {probe: [one number or None at each point]}, ...Curve.to_dict()}``, the unprotected
-        model's first in each mode × rate × seed.
+        The unprotected model's first in each mode × rate × seed.
 
     Raises:
         ConfigError, DataError, ModelError: as in :func:`relearn`, before anything runs where possible.
@@ -76,7 +77,7 @@ def sweep(
         "draws": draws,
         "probe_seed": probe_seed,
     }
-    records: list[dict[str, Any]] = []
+    records: list[Attack] = []
     for mode, rate, seed in places:
         plain: Curve | None = None
         for name, frozen, keep in [(UNPROTECTED, (), True), *arms]:
@@ -109,13 +110,21 @@ def sweep(
                     events=events,
                     label=f"{data.name}, attack {len(records) + 1}",
                 )
-                state.write_json(_path(out, cell), {"cell": cell, "curve": curve.to_dict()})
+                state.write_json(_path(out, cell), _Cell(cell, curve))
             plain = plain or curve
-            shares = {probe: [recovery(curve, plain, probe, at) for at in curve.at] for probe in probes}
-            records.append({"mask": name, "recovery": shares, **curve.to_dict()})
+            shares = {probe: tuple(recovery(curve, plain, probe, at) for at in curve.at) for probe in probes}
+            records.append(Attack(domain=domain or data.name, mask=name, recovery=shares, **vars(curve)))
             events.close()
-            events.message(f"  {data.name}: {len(records)} of {len(places) * (1 + len(arms))}")
+            events.message(f"  {domain or data.name}: {len(records)} of {len(places) * (1 + len(arms))}")
     return records
+
+
+@dataclass(frozen=True)
+class _Cell(Checked):
+    """A cell's file: what was asked for, and what came out."""
+
+    cell: dict[str, Any]
+    curve: Curve
 
 
 def _path(out: Path, cell: Mapping[str, Any]) -> Path:
@@ -126,10 +135,10 @@ def _stored(out: Path, cell: Mapping[str, Any]) -> Curve | None:
     path = _path(out, cell)
     if not path.exists():
         return None
-    found = state.read_json(path)
-    if not isinstance(found, dict) or found.get("cell") != cell or not isinstance(found.get("curve"), dict):
-        raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
     try:
-        return Curve.from_dict(found["curve"])
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is damaged", found=error.found, fix="delete it and run again") from error
+        found = convert(state.read_json(path), _Cell)
+    except Wrong as error:
+        raise CheckpointError(f"{path} is damaged", found=error, fix="delete it and run again") from error
+    if found.cell != cell:
+        raise CheckpointError(f"{path} is not the cell that its name says", fix="delete it and run again")
+    return found.curve

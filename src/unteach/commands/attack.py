@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unteach.attack.sweep import UNPROTECTED, sweep
+from unteach.attack.sweep import sweep
+from unteach.commands.base import Base, check_domains
 from unteach.commands.console import events, say, wrote
-from unteach.commands.guard_plan import Base, check_domains, mask_config
+from unteach.commands.guard_plan import mask_config
 from unteach.commands.options_guard import Attack
 from unteach.commands.verb import Mistakes
 from unteach.core import places, state
@@ -21,86 +22,60 @@ from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ConfigError
 from unteach.guard.data import GuardData
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.record import MaskRecord, check_model
+from unteach.guard.policy import check_model
 from unteach.records import environment
+from unteach.records.attack import UNPROTECTED, AttackedMask, ModelName, Relearning, Role
+from unteach.records.attack import Attack as Attacked
+from unteach.records.attack import Domain as AttackedDomain
+from unteach.records.mask import Mask, Policy
 
-__all__ = ["Mask", "run"]
+__all__ = ["run"]
 
-FORMAT, VERSION = "unteach-relearning", 1
 DECISIVE = ("base", "mask", "steps", "rank", "batch_size", "draws", "seed")
 GROWS = ("illegal", "innocent", "rates", "modes", "seeds", "ignore")
 """What the same folder may be asked more of."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask:
-    """What an attack needs of a mask, from its folder or from its manifest alone.
+class _Guard:
+    """A mask that is attacked.
 
     Attributes:
-        name: of the method that made it.
-        model: digest of the model that it is for.
-        shapes: every tensor of the model.
-        frozen: names.
-        illegal, innocent: domains that it was made from, as they can be read again; from a manifest only bundled ones.
+        policy: what it freezes, and what it was made from.
+        illegal, innocent: its domains, as they can be read again; of a manifest alone only bundled ones.
         lost: names of domains that cannot be read again.
-        digests: of the sets made of them.
-        seed: that split the pictures.
     """
 
-    name: str
-    model: str
-    shapes: dict[str, tuple[int, ...]]
-    frozen: tuple[str, ...]
+    policy: Policy
     illegal: tuple[str, ...]
     innocent: tuple[str, ...]
-    lost: tuple[str, ...]
-    digests: dict[str, str]
-    seed: int
+    lost: tuple[str, ...] = ()
 
     @classmethod
-    def from_folder(cls, folder: Path, config: dict[str, Any]) -> "Mask":
+    def from_folder(cls, folder: Path, config: dict[str, Any]) -> "_Guard":
         """From the folder of ``guard learn``; its config knows where the pictures are."""
-        record = MaskRecord.load(folder / "mask.json")
+        policy = Mask.load(folder).manifest
         given = [tuple(map(str, config.get(key) or ())) for key in ("illegal", "innocent")]
-        if [tuple(map(domains.shown, names)) for names in given] != [record.data.illegal, record.data.innocent]:
+        shown = [tuple(map(domains.shown, names)) for names in given]
+        if shown != [policy.illegal, policy.innocent]:
             raise CheckpointError(f"{folder} holds a configuration and a mask that do not belong together")
-        return cls(
-            name=record.name,
-            model=record.model.digest,
-            shapes={t.name: t.shape for t in record.tensors},
-            frozen=record.frozen,
-            illegal=given[0],
-            innocent=given[1],
-            lost=(),
-            digests=dict(record.data.digests),
-            seed=record.data.seed,
-        )
+        return cls(policy=policy, illegal=given[0], innocent=given[1])
 
     @classmethod
-    def from_manifest(cls, path: Path) -> "Mask":
+    def from_manifest(cls, path: Path) -> "_Guard":
         """From a manifest, whose folders of pictures are known by name only."""
-        manifest = FreezeManifest.load(path)
-        made = manifest.provenance
-        names = [[str(n) for n in made.method.get(key) or ()] for key in ("illegal", "innocent")]
-        known = [tuple(name for name in each if name in domains.available()) for each in names]
-        return cls(
-            name=str(made.method.get("name") or "mask"),
-            model=manifest.model,
-            shapes={t.name: t.shape for t in manifest.tensors},
-            frozen=manifest.frozen,
-            illegal=known[0],
-            innocent=known[1],
-            lost=tuple(name for each in names for name in each if name not in domains.available()),
-            digests=dict(made.data),
-            seed=made.seeds[0] if made.seeds else 0,
-        )
+        policy, bundled = FreezeManifest.load(path), domains.available()
+        names = policy.illegal, policy.innocent
+        known = [tuple(name for name in each if name in bundled) for each in names]
+        lost = tuple(name for each in names for name in each if name not in bundled)
+        return cls(policy=policy, illegal=known[0], innocent=known[1], lost=lost)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sets:
     """Everything that is fine-tuned on and measured."""
 
-    attacked: list[tuple[Domain, str]]
+    attacked: list[tuple[Domain, Role]]
     data: dict[str, Examples]
     probes: dict[str, Examples]
     learned: list[Examples]
@@ -114,32 +89,32 @@ def run(options: Attack, command: str) -> int:
         raise ConfigError("no folder for the result was given", fix="add --out DIR")
     model, erased = base.load()
     if mask is not None:
-        check_model(model, mask.shapes, mask.model, "the mask")
+        check_model(model, mask.policy, "the mask")
     sets = _read(options, base, model, mask, erased.get("targets", []))
     config = _config(options, model, mask)
     if (out / "config.json").exists():
         same(out, state.read_table(out / "config.json"), config, keys=DECISIVE, grows=GROWS)
         say(f"{out} holds this attack: going on")
-    masks = {} if mask is None else {mask.name: mask.frozen}
+    masks = {} if mask is None else {mask.policy.name: mask.policy.frozen}
     cells = len(options.modes) * len(options.rates) * len(options.seeds) * (1 + len(masks) * (1 + options.ignore))
     say(f"attacking {base.name}: {len(sets.attacked)} domains, {cells} attacks each, of {max(options.steps)} steps")
     if mask is not None:
-        say(f"the mask '{mask.name}' freezes {len(mask.frozen)} of {len(mask.shapes)} tensors")
+        say(f"the mask '{mask.policy.name}' freezes {len(mask.policy.frozen)} of {len(mask.policy.tensors)} tensors")
         if mask.lost:
             say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
     with places.alone(out):
         state.write_json(out / "config.json", config)
         records = _attack(options, out, model, masks, sets)
-        path = state.write_json(out / "relearning.json", _result(base, model, mask, sets, records, command))
+        path = _result(base, model, mask, sets, records, command).save(out)
     wrote([path])
     return 0
 
 
 def _attack(
     options: Attack, out: Path, model: Model, masks: Mapping[str, Sequence[str]], sets: _Sets
-) -> list[dict[str, Any]]:
+) -> list[Attacked]:
     """Every cell that is left, told domain by domain."""
-    records: list[dict[str, Any]] = []
+    records: list[Attacked] = []
     told = events()
     for domain, role in sets.attacked:
         found = sweep(
@@ -157,15 +132,16 @@ def _attack(
             batch_size=options.batch_size,
             draws=options.draws,
             mask_data=sets.learned,
+            domain=domain.name,
             events=told,
         )
-        records += [{"domain": domain.name, **record} for record in found]
-        for line in _table(domain.name, role, [r for r in records if r["domain"] == domain.name]):
+        records += found
+        for line in _table(domain.name, role, found):
             say(line)
     return records
 
 
-def _resolve(options: Attack) -> tuple[Base, Mask | None]:
+def _resolve(options: Attack) -> tuple[Base, _Guard | None]:
     """Check everything that can be checked without loading the model."""
     found, config, mask = Mistakes(), None, None
     if options.guard is not None and options.manifest is not None:
@@ -173,10 +149,10 @@ def _resolve(options: Attack) -> tuple[Base, Mask | None]:
     elif options.guard is not None:
         folder = options.guard
         config = found.catch(lambda: mask_config(folder))
-        mask = None if config is None else found.catch(lambda: Mask.from_folder(folder, config))
+        mask = None if config is None else found.catch(lambda: _Guard.from_folder(folder, config))
     elif options.manifest is not None:
         path = options.manifest
-        mask = found.catch(lambda: Mask.from_manifest(path))
+        mask = found.catch(lambda: _Guard.from_manifest(path))
     elif options.ignore:
         found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
     known = config or {}
@@ -216,7 +192,7 @@ def _published(manifest: Path | None) -> str | None:
     return str(folder) if folder is not None and (folder / "model_index.json").is_file() else None
 
 
-def _config(options: Attack, model: Model, mask: Mask | None) -> dict[str, Any]:
+def _config(options: Attack, model: Model, mask: _Guard | None) -> dict[str, Any]:
     """What decides the result, as plain data; the model and the mask by their digests."""
     lists: dict[str, Any] = {key: list(getattr(options, key)) for key in ("illegal", "innocent", "modes", "seeds")}
     return {
@@ -228,14 +204,14 @@ def _config(options: Attack, model: Model, mask: Mask | None) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "draws": options.draws,
         "base": model.digest(fresh=True),
-        "mask": None if mask is None else state.fingerprint(sorted(mask.frozen)),
-        "seed": 0 if mask is None else mask.seed,
+        "mask": None if mask is None else state.fingerprint(sorted(mask.policy.frozen)),
+        "seed": 0 if mask is None else mask.policy.seed,
     }
 
 
-def _read(options: Attack, base: Base, model: Model, mask: Mask | None, erased: Sequence[str]) -> _Sets:
+def _read(options: Attack, base: Base, model: Model, mask: _Guard | None, erased: Sequence[str]) -> _Sets:
     """Read, compare and encode: nothing that the mask was learned from may be attacked with or measured on."""
-    found, seed = Mistakes(), 0 if mask is None else mask.seed
+    found, seed = Mistakes(), 0 if mask is None else mask.policy.seed
     names = [*options.illegal, *options.innocent]
     read = [found.catch(lambda g=g: Domain.read(g, model, seed)) for g in names]  # type: ignore[misc]
     mine = [] if mask is None else [*mask.illegal, *mask.innocent]
@@ -259,7 +235,8 @@ def _read(options: Attack, base: Base, model: Model, mask: Mask | None, erased: 
     )
     found.stop()
     seen = {name for d in sources for name in d.ids}
-    roles = ["illegal"] * len(bad) + ["innocent" if mask is None or seen & set(d.ids) else "unseen" for d in good]
+    roles: list[Role] = ["illegal"] * len(bad)
+    roles += ["innocent" if mask is None or seen & set(d.ids) else "unseen" for d in good]
     data = {d.name: d.examples(model, "attack") for d in attacked}
     probes = {d.name: d.examples(model, "probe") for d in attacked}
     if base.canvas:
@@ -272,7 +249,7 @@ def _read(options: Attack, base: Base, model: Model, mask: Mask | None, erased: 
     )
 
 
-def _mask_data(mask: Mask, model: Model, sources: Sequence[Domain]) -> list[Examples]:
+def _mask_data(mask: _Guard, model: Model, sources: Sequence[Domain]) -> list[Examples]:
     """The sets that the mask was made from, built again; refused when they are not the same.
 
     Raises:
@@ -284,8 +261,8 @@ def _mask_data(mask: Mask, model: Model, sources: Sequence[Domain]) -> list[Exam
     user, publisher = ([d.examples(model, role) for d in sources] for role in domains.SIDES["mask"])
     if not mask.lost and count and len(sources) > count:
         again = GuardData(user[:count], publisher[:count], user[count:], publisher[count:]).digests()
-        if again != mask.digests:
-            changed = [name for name in again if again[name] != mask.digests.get(name)]
+        if again != mask.policy.provenance.data:
+            changed = [name for name in again if again[name] != mask.policy.provenance.data.get(name)]
             raise CheckpointError(
                 "the pictures that the mask was learned from cannot be told any more: they changed since, or "
                 "version 0.1 of Unteach learned the mask on another kind of processor",
@@ -296,38 +273,38 @@ def _mask_data(mask: Mask, model: Model, sources: Sequence[Domain]) -> list[Exam
 
 
 def _result(
-    base: Base, model: Model, mask: Mask | None, sets: _Sets, records: list[dict[str, Any]], command: str
-) -> dict[str, Any]:
-    """The content of relearning.json."""
+    base: Base, model: Model, mask: _Guard | None, sets: _Sets, records: Sequence[Attacked], command: str
+) -> Relearning:
     of = None
     if mask is not None:
-        digest = state.fingerprint(sorted(mask.frozen))
-        of = {"name": mask.name, "digest": digest, "tensors": len(mask.frozen), "of": len(mask.shapes)}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": {"name": base.name, "digest": model.digest(fresh=True)},
-        "mask": of,
-        "domains": [{"name": d.name, "role": role, "images": len(sets.data[d.name])} for d, role in sets.attacked],
-        "probes": list(sets.probes),
-        "records": records,
-        "environment": vars(environment.collect()),
-        "command": command,
-    }
+        frozen = mask.policy.frozen
+        digest = state.fingerprint(sorted(frozen))
+        of = AttackedMask(name=mask.policy.name, digest=digest, tensors=len(frozen), of=len(mask.policy.tensors))
+    return Relearning(
+        model=ModelName(name=base.name, digest=model.digest(fresh=True)),
+        mask=of,
+        domains=tuple(
+            AttackedDomain(name=d.name, role=role, images=len(sets.data[d.name])) for d, role in sets.attacked
+        ),
+        probes=tuple(sets.probes),
+        records=tuple(records),
+        environment=vars(environment.collect()),
+        command=command,
+    )
 
 
-def _table(domain: str, role: str, records: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _table(domain: str, role: str, records: Sequence[Attacked]) -> Iterator[str]:
     """Losses of the domain's own probe at each step, what was recovered, and what became of everything else."""
-    longest = max((record["at"] for record in records), key=len)
+    longest = max((record.at for record in records), key=len)
     head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", domains.REST)
     rows = []
     for r in records:
-        arm = r["mask"] if r["mask"] == UNPROTECTED else f"{r['mask']}, {'kept' if r['honoured'] else 'ignored'}"
-        losses, shares, others = r["losses"][domain], r["recovery"][domain], r["losses"].get(domains.REST, [])
+        arm = r.mask if r.mask == UNPROTECTED else f"{r.mask}, {r.arm}"
+        losses, shares, others = r.losses[domain], r.recovery[domain], r.losses.get(domains.REST, ())
         cells = [f"{x:.4f}" for x in losses] + ["diverged"] * (len(longest) - len(losses))
-        share = "–" if r["diverged"] or not shares or shares[-1] is None else f"{shares[-1]:.0%}"
+        share = "–" if r.diverged or not shares or shares[-1] is None else f"{shares[-1]:.0%}"
         rest = f"{others[0]:.4f} → {others[-1]:.4f}" if others else "–"
-        what = f"{arm} ({r['mode']}, rate {r['learning_rate']:g}, seed {r['seed']})"
+        what = f"{arm} ({r.mode}, rate {r.learning_rate:g}, seed {r.seed})"
         rows.append((what, *cells, share, rest))
     yield f"{domain} ({role}): loss on held-out pictures, lower is more relearned"
     yield aligned([head, *rows])

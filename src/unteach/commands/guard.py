@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unteach.commands.base import Base
 from unteach.commands.console import events, pass_phrase, say, wrote
-from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask_config, resolve
+from unteach.commands.guard_plan import LEARNED, NO_SHARE, GuardPlan, mask_config, resolve
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.verb import Mistakes
 from unteach.core import places, reading, state, text
@@ -30,9 +31,10 @@ from unteach.guard.baselines import Case, baselines, layer_type
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.learn import learn as learn_mask
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
-from unteach.guard.record import MaskData, MaskRecord
+from unteach.guard.policy import check_model, mask_of, mask_of_learned
 from unteach.guard.relearn import ADVISED, PERCENT, relearn
 from unteach.records import environment
+from unteach.records.mask import Mask
 
 __all__ = ["apply", "keygen", "learn", "show"]
 
@@ -117,8 +119,8 @@ def _learn(
     for line in pictures.lines(plan.relearns):
         say(line)
     if path.exists():
-        record = MaskRecord.load(path)
-        record.check(model)
+        mask = Mask.load(path)
+        check_model(model, mask.manifest, "the mask")
         say(f"{out} holds the finished mask")
     else:
         if known:
@@ -129,21 +131,21 @@ def _learn(
         say(_estimate(plan, model, pictures.data))
         state.write_json(out / "config.json", plan.to_dict())
         try:
-            record = _make(plan, model, pictures, command)
+            mask = _make(plan, model, erased, pictures, command)
         except NumericsError:  # what is left of it helps nobody, and another try must find the folder free
             shutil.rmtree(out / "work", ignore_errors=True)
             raise
-        record.save(path)
-        say(f"it took {text.duration(record.seconds)}")
+        mask.save(path)
+        say(f"it took {text.duration(mask.seconds)}")
     if not (out / "manifest.json").exists():
-        record.manifest(model, policy=plan.policy, erased=erased).save(out / "manifest.json")
+        FreezeManifest.of(mask.manifest).save(out / "manifest.json")
     shutil.rmtree(out / "work", ignore_errors=True)  # what is finished needs no checkpoint
     say(_summary(FreezeManifest.load(out / "manifest.json")))
     wrote([path, out / "manifest.json"])
     return 0
 
 
-def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> MaskRecord:
+def _make(plan: GuardPlan, model: Model, erased: dict[str, Any], pictures: Pictures, command: str) -> Mask:
     """The mask: learned, or a baseline."""
     begin = time.monotonic()
     work, data = (plan.out or Path()) / "work", pictures.data
@@ -162,18 +164,19 @@ def _make(plan: GuardPlan, model: Model, pictures: Pictures, command: str) -> Ma
     more: dict[str, Any] = {
         "name": plan.method,
         "model_name": plan.base.name,
-        "data": MaskData(
-            tuple(d.name for d in pictures.illegal), tuple(d.name for d in pictures.innocent), data.digests(), plan.seed
-        ),
+        "illegal": [d.name for d in pictures.illegal],
+        "innocent": [d.name for d in pictures.innocent],
+        "policy": plan.policy,
+        "erased": erased,
         "seconds": round(time.monotonic() - begin, 3),
         "environment": vars(environment.collect()),
         "command": command,
     }
     if plan.uses is None and learned is not None:
-        return MaskRecord.from_learned(model, learned, **more)
+        return mask_of_learned(model, learned, **more)
     rho = None if plan.method in NO_SHARE else plan.config.rho
-    more |= {"measure": plan.config.budget, "rho": rho, "seed": plan.seed}
-    return MaskRecord.of(model, frozen, method=plan.settings, **more)
+    more |= {"measure": plan.config.budget, "rho": rho, "seed": plan.seed, "digests": data.digests()}
+    return mask_of(model, frozen, method=plan.settings, **more)
 
 
 def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path, told: Events) -> dict[str, Tensor]:
@@ -232,8 +235,8 @@ def apply(options: GuardApply) -> int:
     folder, out = options.mask, options.out
     found = Mistakes()
     config = found.catch(lambda: mask_config(folder))
-    record = found.catch(lambda: MaskRecord.load(folder / "mask.json"))
-    manifest = found.catch(lambda: FreezeManifest.load(folder / "manifest.json"))
+    mask = found.catch(lambda: Mask.load(folder / "mask.json"))
+    manifest = None if mask is None else found.catch(lambda: _manifest(mask, folder))
     key = None if options.key is None else found.catch(lambda: _key(options.key))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         found.say(f"{out} exists and is not empty: choose another folder")
@@ -242,14 +245,9 @@ def apply(options: GuardApply) -> int:
         given = options.model or config.get("model"), options.erased or config.get("erased")
         base = Base.checked(*given, options.device, options.threads, found)
     found.stop()
-    assert base is not None and record is not None and manifest is not None  # else it has stopped
-    if manifest.frozen != record.frozen or manifest.model != record.model.digest:
-        raise CheckpointError(
-            f"{folder} holds a mask and a manifest that do not belong together",
-            fix="delete manifest.json and run its 'unteach guard learn' again",
-        )
+    assert base is not None and manifest is not None  # else it has stopped
     model, _ = base.load()
-    record.check(model)
+    check_model(model, manifest, "the mask")
     left = _publish(model, manifest, key, out)
     say(_summary(manifest))
     if left:
@@ -257,6 +255,17 @@ def apply(options: GuardApply) -> int:
     say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
     wrote([out, out / manifest.component / "manifest.json"])
     return 0
+
+
+def _manifest(mask: Mask, folder: Path) -> FreezeManifest:
+    """The mask's manifest; release 0.1 kept the hashes in manifest.json alone."""
+    path = folder / "manifest.json"
+    if any(tensor.hashes for tensor in mask.tensors) or not mask.frozen:
+        return FreezeManifest.of(mask.manifest)
+    manifest = FreezeManifest.load(path)
+    if (manifest.frozen, manifest.model) != (mask.frozen, mask.manifest.model):
+        raise CheckpointError(f"{folder} holds a mask and a manifest that do not belong together")
+    return manifest
 
 
 def _key(path: Path | None) -> Any:

@@ -37,9 +37,9 @@ def augment(
     Args:
         x: (B, C, H, W) uint8. Anything else is allowed with the kind "none" alone.
         kind: one of :data:`KINDS`.
-        generator: on the CPU; draws B moves down, B moves right and, for crop-flip, B numbers in [0, 1).
+        generator: on the CPU, draws B moves down, B moves right and, for crop-flip, B numbers in [0, 1).
         padding: pixels, for crops.
-        share: of the side, in [0, 1], for shifts.
+        share: share of the side, in [0, 1], for shifts.
         fill: value in 0..255 of the pixels that come into view, or "edge" for the nearest one of the image;
             0 for crops and "edge" for shifts unless given.
 
@@ -98,8 +98,8 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
     Args:
         x: (B, C, ...) uint8, or floating point.
-        mean: of x / 255, one a channel or one for all; empty together with ``std`` for x / 255 itself.
-        std: as ``mean``, above 0.
+        mean: mean of x / 255, one a channel or one for all; empty together with ``std`` for x / 255 itself.
+        std: standard deviation, as ``mean``, above 0.
 
     Raises:
         ConfigError: numbers that do not fit the channels, or a std that is not above 0.

@@ -122,7 +122,7 @@ def learn(
         save_every: steps between checkpoints.
         device: default: a GPU when there is one.
         events: told of each step; an exception from it stops the run.
-        options: of the network.
+        options: arguments of the network's builder.
 
     Returns:
         The trained network and everything measured.
@@ -177,7 +177,7 @@ class Trainer:
                 found=f"no term of '{method.label}' reads a memory",
                 fix="use loss='current' or 'host', or a method with a memory term such as 'er'",
             )
-        self.state = None if plugin is None else plugin.start(learner)
+        self.plugin_state = None if plugin is None else plugin.start(learner)
         self.stages = list(_stages(method, learner))
         learner.check_batches({stream.tasks[stage.tasks[-1]].name: stage.samples for stage in self.stages})
         self.config = {
@@ -197,9 +197,9 @@ class Trainer:
     def run(self, out: Path | None = None, *, save_every: int = 1000, events: Events = SILENT) -> Outcome:
         """Train through the whole stream; see :func:`learn`."""
         learner, held = self.learner, dict[str, Stateful](learner=self, progress=self.done)
-        if self.state is not None:
-            held["plug-in"] = self.state
-            for warning in self.state.warnings():
+        if self.plugin_state is not None:
+            held["plug-in"] = self.plugin_state
+            for warning in self.plugin_state.warnings():
                 log.warning("%s", warning)
         loop = Loop(
             steps=self.stages[-1].last + 1,
@@ -236,11 +236,11 @@ class Trainer:
         weight = 1.0 if self.plugin is None else self.plugin.data_weight(learner.lr)
         view = View(learner, batch, step.index, weight)
         context = StepContext(learner, self.objective, view)
-        if self.state is None:
+        if self.plugin_state is None:
             context.update(context.gradient())
             found: Mapping[str, Tensor] = {}
         else:
-            found = self.state.step(context)
+            found = self.plugin_state.step(context)
         self.method.remember(view, x)
         self.done.passes += view.passes
         self.done.seconds += time.perf_counter() - begin
@@ -298,8 +298,8 @@ class Trainer:
             self.method.end_task(learner)
             if self.objective.needs_old:
                 learner.old = learner.snapshot()
-            if self.state is not None:
-                self.state.end_task(learner)
+            if self.plugin_state is not None:
+                self.plugin_state.end_task(learner)
         train = done.seconds + time.perf_counter() - begin
         begin = time.perf_counter()
         measured = evaluate(learner, self.method.scores)
@@ -308,8 +308,8 @@ class Trainer:
             **vars(measured),
             task=stage.tasks[-1],
             seconds={"train": train, "evaluate": time.perf_counter() - begin},
-            diagnostics={} if self.state is None else self.state.summary(),
-            warnings=[] if self.state is None else self.state.warnings(),
+            diagnostics={} if self.plugin_state is None else self.plugin_state.summary(),
+            warnings=[] if self.plugin_state is None else self.plugin_state.warnings(),
         )
         done.rows.append(row)
         done.seconds = 0.0

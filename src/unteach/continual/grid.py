@@ -1,29 +1,34 @@
 """A grid of runs on one stream, methods × plug-ins × seeds: checked as a whole, each run in a folder of its own."""
 
-import inspect
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
 
 from unteach.continual import networks, streams
 from unteach.continual.engine import Outcome, Trainer
 from unteach.continual.learner import Training
 from unteach.continual.methods import AnyMethod, make
+from unteach.continual.metrics import summary
 from unteach.continual.plugins import Plugin, plugins
 from unteach.continual.streams import Scenario, Stream
 from unteach.core import state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ConfigError, NumericsError, UnteachError
+from unteach.records import environment
+from unteach.records.learning import ALONE, KINDS, Key, LearningRun, Seconds
 
-__all__ = ["KEYS", "Grid", "Job", "Run", "check", "finish", "finished", "plan", "train"]
+__all__ = ["KEYS", "Grid", "Job", "check", "do", "finished", "plan"]
 
 LISTS, TABLES = ("methods", "plugins", "seeds"), ("training", "stream_options", "network_options")
 KEYS = frozenset({"stream", "scenario", "network", "title", *LISTS, *TABLES})
 """What a grid may say."""
-RECORD, JOB, STATE = "run.json", "job.json", "state.safetensors"
-"""In a run's folder: its record, once it is finished; what it is a run of; its checkpoint, until it is finished."""
+JOB, STATE = "job.json", "state.safetensors"
+"""Beside the record in a run's folder: what it is a run of; its checkpoint, until it is finished."""
 
 _streams: dict[str, Stream] = {}
 
@@ -35,7 +40,7 @@ class Job:
     Attributes:
         method: "method" with its name, and settings.
         plugin: "plug-in" with its name, and settings; None is the method alone.
-        label: of the arm: the method's label, and "__" and the plug-in's where there is one.
+        label: name of the arm: the method's label, and "__" and the plug-in's where there is one.
     """
 
     stream: str
@@ -54,9 +59,11 @@ class Job:
         name = self.label.replace(" ", "").replace("/", "-")
         return out / "runs" / name / str(self.seed)
 
-    def fingerprint(self) -> str:
-        """Of everything that it depends on."""
-        return state.fingerprint(dict(vars(self)))
+    def same(self, other: "Job") -> bool:
+        """Whether both are one run, whatever their settings were called when they were written down."""
+        settings = ("training", "method", "plugin")
+        one, two = ({k: v for k, v in vars(job).items() if k not in settings} for job in (self, other))
+        return state.fingerprint(one) == state.fingerprint(two) and self.parts() == other.parts()
 
     def load_stream(self) -> Stream:
         """The stream; each is read once in a process."""
@@ -100,20 +107,6 @@ class Grid:
 
     jobs: tuple[Job, ...]
     title: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a job gave.
-
-    Attributes:
-        outcome: None where it diverged.
-        failed: how it diverged, or "".
-    """
-
-    job: Job
-    outcome: Outcome | None
-    failed: str = ""
 
 
 def plan(record: Mapping[str, Any]) -> Grid:
@@ -176,30 +169,85 @@ def finished(job: Job, out: Path) -> bool:
         CheckpointError: its folder holds a run of other settings.
     """
     folder = job.folder(out)
-    if not (folder / RECORD).exists():
+    if not (folder / LearningRun.FILE).exists():
         return False
-    if state.read_table(folder / JOB).get("fingerprint") != job.fingerprint():
-        raise CheckpointError(
-            f"{folder} holds a run of other settings", fix="use another --out, or the settings of before"
-        )
+    kept = state.read_table(folder / JOB)
+    try:
+        same = Job(**{key: kept[key] for key in vars(job)}).same(job)
+    except (KeyError, ConfigError):
+        same = False
+    if not same:
+        fix = "use another --out, or the settings of before"
+        raise CheckpointError(f"{folder} holds a run of other settings", fix=fix)
     return True
 
 
-def train(job: Job, out: Path) -> Run:
-    """Train and measure one run of the grid; an interrupted one goes on where it was.
+def do(job: Job, out: Path, command: str, threads: int = 1) -> None:
+    """One run of the grid: train, measure, write its record; a finished one is left alone.
+
+    Args:
+        job: the run.
+        out: folder of the grid; an interrupted run in it goes on where it was.
+        command: the line that was typed, for the record.
+        threads: processor threads.
 
     Raises:
         CheckpointError: its folder holds a run of other settings.
     """
-    try:
-        return Run(job, job.trainer().run(job.folder(out)))
-    except NumericsError as error:
-        return Run(job, None, str(error))
+    torch.set_num_threads(threads)
+    if not finished(job, out):
+        outcome, warnings = None, list[str]()
+        try:
+            outcome = job.trainer().run(job.folder(out))
+            warnings += outcome.warnings
+        except NumericsError as error:
+            warnings.append(f"diverged: {error}")
+        record = _record(job, outcome, warnings, command)
+        state.write_json(job.folder(out) / JOB, vars(job))
+        record.save(job.folder(out) / LearningRun.FILE)
+    (job.folder(out) / STATE).unlink(missing_ok=True)  # what is finished needs no checkpoint
 
 
-def finish(job: Job, out: Path) -> None:
-    """A finished run needs no checkpoint."""
-    (job.folder(out) / STATE).unlink(missing_ok=True)
+def _record(job: Job, outcome: Outcome | None, warnings: Sequence[str], command: str) -> LearningRun:
+    """The record of a run; without an outcome it diverged, and nothing was measured."""
+    stream, (method, plugin, training) = job.load_stream(), job.parts()
+    by_task = {} if outcome is None else {row.task: row for row in outcome.rows}
+    rows = [by_task.get(task) for task in range(len(stream.tasks))]
+    sizes = tuple(len(task.test_y) for task in stream.tasks)
+    matrices = {
+        kind: tuple(tuple(getattr(row, kind)) if row else (None,) * len(sizes) for row in rows) for kind in KINDS
+    }
+    untrained = {} if outcome is None else {kind: tuple(getattr(outcome.untrained, kind)) for kind in KINDS[1:]}
+    ece, nll = (tuple(None if row is None else getattr(row, what) for row in rows) for what in ("ece", "nll"))
+    train, test = (tuple(None if row is None else row.seconds[what] for row in rows) for what in ("train", "evaluate"))
+    label, _, plug_label = job.label.partition("__")
+    key = Key(
+        stream=stream.name,
+        scenario=stream.scenario,
+        method=label,
+        plugin=plug_label or ALONE,
+        seed=job.seed,
+        network=job.network,
+        training=training.to_dict(),
+        method_settings=method.to_dict(),
+        plugin_settings={} if plugin is None else plugin.to_dict(),
+    )
+    return LearningRun(
+        key=key,
+        matrices=matrices,
+        untrained=untrained,
+        test_sizes=sizes,
+        task_names=tuple(task.name for task in stream.tasks),
+        ece=ece,
+        nll=nll,
+        seconds=Seconds(train=train, evaluate=test),
+        passes=0 if outcome is None else outcome.passes,
+        diagnostics=tuple({} if row is None else dict(row.diagnostics) for row in rows),
+        warnings=tuple(warnings),
+        metrics=summary(matrices, untrained, sizes, ece=ece, nll=nll),
+        environment=dataclasses.asdict(environment.collect()),
+        command=command,
+    )
 
 
 def _misshapen(record: Mapping[str, Any]) -> Iterator[str]:
@@ -250,11 +298,8 @@ def _jobs(record: Mapping[str, Any], method: Any, plugin: Any) -> Iterator[Job]:
 def _check_stream(record: Mapping[str, Any]) -> None:
     """The names of stream, options, scenario and network; whether the data is there is seen when it is read."""
     name, network = str(record["stream"]), str(record.get("network") or "small-conv")
-    known = inspect.signature(streams.streams[name]).parameters
     options = record.get("stream_options") or {}
-    problems = [
-        f"the stream '{name}' has no option '{key}' ({near(str(key), known)})" for key in options if key not in known
-    ]
+    problems = [f"the stream '{name}': {problem}" for problem in streams.misfits(name, options)]
     scenario = record.get("scenario")
     if scenario is not None and scenario not in get_args(Scenario):
         problems.append(f"no scenario is called '{scenario}' ({near(str(scenario), get_args(Scenario))})")

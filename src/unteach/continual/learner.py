@@ -29,10 +29,10 @@ class Training(Settings):
         memory_batch_size: samples a draw from memory.
         optimizer: "sgd" or "adamw".
         learning_rate: learning rate, η.
-        momentum: of SGD.
-        weight_decay: of the optimizer.
-        milestones: epochs of each task after which the rate is multiplied by ``lr_decay``.
-        lr_decay: that factor.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of the optimizer.
+        milestones: epochs of each task after which the learning rate is multiplied by ``lr_decay``.
+        lr_decay: factor at a milestone.
         reset_optimizer: forget momenta when a task begins.
         clip: largest norm of the gradient; 0 for none.
         augment: views while training; "stream" takes the stream's own.
@@ -77,7 +77,7 @@ class Learner:
     Args:
         stream: the tasks.
         network: the network.
-        settings: of training.
+        settings: how it is trained.
         seed: root of all random draws.
         device: where everything is.
         wrap: makes the module that is trained, of the network as it is on the device.
@@ -164,7 +164,7 @@ class Learner:
         """Refuse batches of one sample where batch norm cannot train on them.
 
         Args:
-            samples: of each task that is trained on, by name.
+            samples: number of samples of each task that is trained on, by name.
 
         Raises:
             ConfigError: a batch size of 1, of the stream or of a memory, or a task of one sample.
@@ -206,6 +206,11 @@ class Learner:
     def restart(self) -> None:
         """Take the network back to its initial weights and statistics."""
         self.model.load_state_dict(self._initial)
+
+    @property
+    def past(self) -> Tensor:
+        """Classes of the tasks before this one, bool (C,); they may come again, as on a domain-incremental stream."""
+        return self.task_columns[: self.stage_tasks[0]].any(0)
 
     def views(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Stored samples (B, ...) as the network sees them: augmented with a generator, else only normalised."""

@@ -265,19 +265,6 @@ def summary(
     return found
 
 
-def matrix_of(rows: Mapping[int, Row], tasks: int) -> list[list[float | None]]:
-    """T x T accuracies from those after each task, None for tasks after which nothing was measured.
-
-    Args:
-        rows: task (from 0) to accuracies on all tasks (T).
-        tasks: T.
-    """
-    found: list[list[float | None]] = [[None] * tasks for _ in range(tasks)]
-    for task, row in rows.items():
-        found[task] = _vector(row, tasks, f"accuracies after task {task + 1}")
-    return found
-
-
 def _forgetting(matrix: Matrix, *, last: bool) -> float | None:
     rows = _square(matrix)
     final, end = len(rows) - 1, len(rows) if last else len(rows) - 1

@@ -33,10 +33,10 @@ def build(network: str | Builder | nn.Module, shape: Shape, classes: int, seed: 
 
     Args:
         network: a registered name, a builder of your own, or a module, which is taken as it is.
-        shape: of one input: (C, H, W), or (features,).
-        classes: of the whole stream.
+        shape: shape of one input: (C, H, W), or (features,).
+        classes: number of classes of the whole stream.
         seed: the weights are a function of it; torch's global generator is left as it was.
-        options: of the builder.
+        options: arguments of the builder.
 
     Raises:
         ConfigError: an unknown name, option or value.
@@ -323,13 +323,13 @@ def vit(
 
     Args:
         shape: (C, H, W).
-        classes: of the stream.
+        classes: number of classes of the stream.
         path: folder or hub name of a pretrained ViT (safetensors alone); inputs are resized to what it was
             trained with, and the other options are not used. Without it the weights are random.
         patch: side of a patch, 1/8 of the shorter side unless given.
-        width: of the hidden states, a multiple of ``heads``.
+        width: size of the hidden states, a multiple of ``heads``.
         depth: number of blocks.
-        heads: of the attention.
+        heads: number of attention heads.
 
     Raises:
         ModelError: transformers is missing, or no ViT is at ``path``.

@@ -20,7 +20,7 @@ class Objective:
 
     Attributes:
         terms: the summands; they carry the method's state.
-        rule: of the gradient, or None.
+        rule: changes the gradient, or None.
         watchers: the terms that want to know every update.
         needs_old: a term needs the network as it was when the last task ended.
         has_memory: a term with a weight reads the memory.

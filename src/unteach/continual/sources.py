@@ -11,21 +11,6 @@ from torch import Tensor
 from unteach.continual.batch import Batch
 from unteach.continual.view import View
 
-__all__ = [
-    "BothBatches",
-    "CurrentBatch",
-    "FromMemory",
-    "Labels",
-    "OldOutputs",
-    "Source",
-    "Space",
-    "StoredLogits",
-    "Target",
-    "Uniform",
-    "logits",
-    "probabilities",
-]
-
 Space = Callable[[Tensor], Tensor]
 
 
@@ -45,7 +30,7 @@ class CurrentBatch(Source):
     """The current batch."""
 
     def batch(self, view: View) -> Batch:
-        """The step's own."""
+        """It."""
         return view.batch
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,25 @@ from unteach.errors import ConfigError
 __all__ = ["Anchor", "Output", "Rule", "TaskLoss", "Term"]
 
 
-class Term(ABC):
+class _Saved:
+    """Something whose attributes named in ``saved`` must survive an interruption."""
+
+    saved: ClassVar[tuple[str, ...]] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The saved attributes."""
+        return {name: getattr(self, name) for name in self.saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name in self.saved:
+            setattr(self, name, state[name])
+
+
+class Term(_Saved, ABC):
     """One summand of the objective: ``weight`` × :meth:`value`. A weight of 0 is never evaluated.
 
-    State (anchors, importances) lives in the term and is saved with the run.
+    State (anchors, importances) lives in the term; the attributes that ``saved`` names are saved with the run.
     """
 
     weight: float = 1.0
@@ -38,21 +53,14 @@ class Term(ABC):
     def value(self, view: View) -> Tensor | None:
         """The divergence or loss, shape (); None while there is nothing to compare with."""
 
-    def begin_task(self, learner: Learner) -> None:  # noqa: B027 (most terms have nothing to do)
+    def begin_task(self, learner: Learner) -> None:
         """A task begins (never called on a stream without boundaries)."""
 
-    def end_task(self, learner: Learner) -> None:  # noqa: B027
+    def end_task(self, learner: Learner) -> None:
         """A task has ended; the learner still holds its data."""
 
-    def updated(self, view: View, gradients: Sequence[Tensor | None], before: Sequence[Tensor]) -> None:  # noqa: B027
+    def updated(self, view: View, gradients: Sequence[Tensor | None], before: Sequence[Tensor]) -> None:
         """An update was made with these gradients; ``before`` are the weights that they were applied to."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take over a state that :meth:`state_dict` gave."""
 
 
 class TaskLoss(Term):
@@ -175,6 +183,7 @@ class Anchor(Term):
     """
 
     part = "weight"
+    saved: ClassVar[tuple[str, ...]] = ("anchor", "importance")
 
     def __init__(self, weight: float) -> None:
         if weight < 0:
@@ -202,31 +211,21 @@ class Anchor(Term):
             self._curvature = self.curvature()
         return Quadratic(self._curvature).divergence(view.params, self.anchor)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The anchor and the importances."""
-        return {"anchor": self.anchor, "importance": self.importance}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved anchor and importances."""
-        self.anchor, self.importance, self._curvature = state["anchor"], state["importance"], None
+        super().load_state_dict(state)
+        self._curvature = None
 
 
-class Rule(ABC):
-    """A rule on the gradient of the objective, with state: projections such as A-GEM, OGD, GPM."""
+class Rule(_Saved, ABC):
+    """A rule on the gradient of the objective: projections such as A-GEM, OGD, GPM; state as in :class:`Term`."""
 
     @abstractmethod
     def apply(self, view: View, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """The gradients to use in place of these; one entry a parameter."""
 
-    def begin_task(self, learner: Learner) -> None:  # noqa: B027 (most rules have nothing to do)
+    def begin_task(self, learner: Learner) -> None:
         """A task begins."""
 
-    def end_task(self, learner: Learner) -> None:  # noqa: B027
+    def end_task(self, learner: Learner) -> None:
         """A task has ended."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take over a saved state."""

@@ -64,7 +64,7 @@ class View:
 
         Args:
             batch: the samples; the first ``batch.current`` are of the current batch, the others of memory.
-            current: of samples of the current batch, where they count at all.
+            current: weight of samples of the current batch, where they count at all.
         """
         now = 0.0 if self.which == "memory" else current
         kept = 0.0 if self.which == "current" else 1.0

@@ -17,18 +17,18 @@ __all__ = ["Effect", "Finding", "Outcome"]
 
 Outcome = Literal["nothing", "partly", "gone", "erased", "undecided"]
 
-ERASED_TOWARDS, ERASED_LEFT = 0.58, 0.75
+ERASED_TOWARDS, ERASED_LEFT = 0.65, 1.0
 """Erased: at least this share of the way to the anchor, and at most this share of the distance left."""
-GONE_MOVED = 0.65
+GONE_MOVED = 1.0
 """Gone: moved at least this far, in units of the distance between target and anchor."""
-NOTHING_TOWARDS, NOTHING_LEFT = 0.2, 0.95
-"""Nothing happened: less than this share of the way, or at least this share of the distance left."""
+NOTHING_TOWARDS = 0.2
+"""Nothing happened: less than this share of the way."""
 LEAST_APART = 0.01
 """Undecided: target and anchor differ by less than this share of the natural spread."""
-KEPT_REST, HURT_REST = 0.2, 0.4
-"""The rest is kept, or hurt: moved at most, or more than, this share of the natural spread. Between them nobody knows.
+KEPT_REST = 0.1
+"""The rest is kept: moved at most this share of the natural spread.
 
-All of them were chosen on the bundled model with its two judges; docs/erase.md says on what, and what was set late.
+docs/erase.md says on which concepts of which models, and with which judges, all of them were chosen.
 """
 
 WORDS: Mapping[Outcome, str] = {
@@ -76,7 +76,7 @@ class Effect:
             return "erased"
         if self.moved >= GONE_MOVED:
             return "gone"
-        if self.towards < NOTHING_TOWARDS or self.left >= NOTHING_LEFT:
+        if self.towards < NOTHING_TOWARDS:
             return "nothing"
         return "partly"
 
@@ -110,13 +110,13 @@ class Finding:
 
     @property
     def kept(self) -> bool:
-        """Whether the rest surely stayed."""
+        """Whether the rest stayed."""
         return self.rest <= KEPT_REST
 
     @property
     def rest_word(self) -> str:
-        """ "kept", "perhaps hurt" or "hurt"."""
-        return "kept" if self.kept else "perhaps hurt" if self.rest <= HURT_REST else "hurt"
+        """ "kept" or "hurt"."""
+        return "kept" if self.kept else "hurt"
 
     @property
     def good(self) -> bool:

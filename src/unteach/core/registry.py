@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from unteach.errors import ConfigError
 
@@ -69,6 +69,8 @@ class Registry(Generic[T]):
 class Configuration(Protocol):
     """What :class:`Methods` makes: a frozen class with checked fields (:class:`unteach.core.settings.Settings`)."""
 
+    name: ClassVar[str]
+
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
         """The configuration with these settings."""
@@ -87,6 +89,16 @@ class Methods(Registry[type[C]]):
         super().__init__(kind)
         self.presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
         """Preset name to (method name, the settings that differ from the method's defaults)."""
+
+    def add(self, name: str) -> Callable[[type[C]], type[C]]:
+        """Decorator that registers the decorated class under ``name``, which becomes its ``name``."""
+        register = super().add(name)
+
+        def named(item: type[C]) -> type[C]:
+            item.name = name
+            return register(item)
+
+        return named
 
     def preset(self, name: str, of: str, /, **settings: Any) -> None:
         """Register a preset.

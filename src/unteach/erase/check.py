@@ -52,23 +52,16 @@ REST_TEMPLATES = (
     "my own {w} with {w}",
     "{w} then that {w}",
 )
-GENERIC = (
-    "two people talking at a table",
-    "an old bridge over a river",
-    "a bowl of soup on a wooden table",
-    "children running in the rain",
-    "a lamp beside an open window",
-    "mountains behind a small village",
-)
-"""Captions of the check's own for what no concept names."""
 
 PLAIN = ("red", "blue", "big", "small", "old", "new", "round", "wooden")
 """Words for a tokenizer that has none of its own."""
 
-TARGETS, REST, NOISES, STEPS, GUIDANCE, BATCH = 16, 24, 4, 2, 3.0, 16
+TARGETS, REST, NOISES, STEPS, GUIDANCE, BATCH = 32, 48, 4, 2, 3.0, 16
 """Prompts a concept, prompts of the rest, noises, sampling steps, classifier-free guidance, pictures at a time."""
 FREQUENT = 4000
 """How many of the tokenizer's words are used at most."""
+COMPARED, FAMILIAR, FEWEST = 512, 0.5, 8
+"""How many of them are compared, at which share of the farthest distance a word is used, and how many at least."""
 CAP = 99.0
 """What a number is cut to; also what outputs that are not finite count as."""
 
@@ -111,11 +104,12 @@ class Check:
             avoid: prompts that a method trains on or keeps, beside the concepts' own pairs and ``retain``.
         """
         words = vocabulary(model, concepts, seed)
+        familiar_words = familiar(model, words)
         known = {pair for c in concepts for p in c.pairs() for pair in (p.anchor, p.target)}
         known |= {prompt for c in concepts for prompt in c.retain} | set(avoid)
         taken = {read(model, prompt) for prompt in known}
-        pairs = [_pairs(model, concept, words, taken) for concept in concepts]
-        rest = _rest(model, concepts, words, taken)
+        pairs = [_pairs(model, concept, (familiar_words, words), taken) for concept in concepts]
+        rest = _rest(model, concepts, familiar_words, taken)
         noises = tuple(seeds.integer(seed, "check noise", i) for i in range(NOISES))
         targets = tuple(tuple(t for t, _ in each) for each in pairs)
         anchors = tuple(tuple(a for _, a in each) for each in pairs)
@@ -187,12 +181,32 @@ def vocabulary(model: Model, concepts: ConceptSet, seed: int) -> list[str]:
     return [words[i] for i in seeds.permutation(len(words), seed, "check words").tolist()]
 
 
-def _pairs(model: Model, concept: Concept, words: Sequence[str], taken: set[Ids]) -> list[tuple[str, str]]:
-    """(target prompt, anchor prompt): not trained on, and different to the model."""
+@torch.no_grad()
+def familiar(model: Model, words: Sequence[str]) -> list[str]:
+    """Those of the words that the model tells apart; what a word means nothing to, it draws as it comes.
+
+    Tokenizers hold pieces of words, and words that the text encoder never learned: under them every small change of
+    the weights draws another picture, and nobody would miss the old one. Kept are words whose text states are at least
+    :data:`FAMILIAR` times as far from the mean over the words as the farthest ones.
+    """
+    words = words[:COMPARED]
+    prompts = [f"a {word}" for word in words]
+    encode = model.conventions.encode  # not remembered by the model: these would push the user's own out
+    parts = [encode(model.pipe, prompts[i : i + BATCH]).hidden for i in range(0, len(prompts), BATCH)]
+    states = torch.cat(parts).flatten(1).double()
+    far = torch.linalg.vector_norm(states - states.mean(0), dim=1)
+    order = far.argsort(descending=True, stable=True).tolist()
+    chosen = {i for i in order if far[i] >= FAMILIAR * far[order[0]]} | set(order[:FEWEST])
+    return [word for i, word in enumerate(words) if i in chosen]
+
+
+def _pairs(model: Model, concept: Concept, kinds: Sequence[Sequence[str]], taken: set[Ids]) -> list[tuple[str, str]]:
+    """(target prompt, anchor prompt): not trained on, and different to the model; the kinds of words take turns."""
     templates = STYLE_TEMPLATES if concept.kind == "style" else OBJECT_TEMPLATES
     found: dict[tuple[str, str], None] = {}
     for turn in range(4 * TARGETS):
-        template = templates[turn % len(templates)].replace("{w}", words[turn % len(words)])
+        words = kinds[turn // len(templates) % len(kinds)]
+        template = templates[turn % len(templates)].replace("{w}", words[(turn + turn // len(words)) % len(words)])
         target, anchor = fill(template, concept.target), fill(template, concept.anchor)
         ids = read(model, target), read(model, anchor)
         if len(found) < TARGETS and ids[0] != ids[1] and taken.isdisjoint(ids):
@@ -201,15 +215,13 @@ def _pairs(model: Model, concept: Concept, words: Sequence[str], taken: set[Ids]
 
 
 def _rest(model: Model, concepts: ConceptSet, words: Sequence[str], taken: set[Ids]) -> tuple[str, ...]:
-    """Unrelated prompts: words of the tokenizer, and captions that name nothing of the concepts."""
+    """Unrelated prompts: sentences of the check's own about two words."""
     names = [name for c in concepts for name in (c.target, c.anchor, *c.names)]
     found: dict[str, None] = {}
-    offered = list(GENERIC)
     for turn in range(8 * REST):
         first, _, last = REST_TEMPLATES[turn % len(REST_TEMPLATES)].partition("{w}")
         last = last.replace("{w}", words[-1 - (2 * turn + 1 + turn // len(words)) % len(words)])
-        offered.append(first + words[-1 - 2 * turn % len(words)] + last)
-    for prompt in offered:
+        prompt = first + words[-1 - 2 * turn % len(words)] + last
         fits = not any(mentions(prompt, name) for name in names)
         if len(found) < REST and fits and read(model, prompt) not in taken:
             found[prompt] = None

@@ -8,151 +8,45 @@ checkpoint can be checked against it (:mod:`unteach.guard.verify`). It binds nob
 import hashlib
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any
 
-import cattrs
 from torch import Tensor, nn
 
 from unteach.core import state
 from unteach.core.registry import near
-from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError
-from unteach.guard.files import HEADER_LIMIT, PIECE, Safetensors, bounded_json, parse_json
-from unteach.guard.hashes import CASTS, InMemory, Readable, cast_hashes, model_digest
+from unteach.errors import CheckpointError, ModelError, NumericsError
+from unteach.guard.files import HEADER_LIMIT, JSON_LIMIT, PIECE, Safetensors, parse_json
+from unteach.guard.hashes import InMemory, Readable, cast_hashes, model_digest
+from unteach.records.base import Record
+from unteach.records.mask import Budget, FrozenTensor, Granularity, Measure, Policy, Provenance
 
 __all__ = ["STAMP", "Budget", "FreezeManifest", "FrozenTensor", "Provenance", "stamp", "stamped"]
 
-FORMAT, VERSION = "unteach-freeze-manifest", 1
 STAMP = "unteach.freeze_manifest"
 """Key in a safetensors file's metadata under which :func:`stamp` writes a manifest's digest."""
 
-Granularity = Literal["tensor", "module", "block"]
-Measure = Literal["tensors", "parameters", "flops"]
-_HEX = re.compile(r"[0-9a-f]{64}")
-C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class FrozenTensor:
-    """One tensor of the model, frozen or not.
-
-    Attributes:
-        name: canonical (diffusers') name relative to the component.
-        shape: its sizes.
-        frozen: whether fine-tuning may not change it.
-        score: what the choice was made by; None when there was none.
-        hashes: of a frozen tensor, SHA-256 (hex) of its bytes cast to "fp32", "fp16" and "bf16"; else empty.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    frozen: bool
-    score: float | None = None
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is frozen, exactly.
-
-    Attributes:
-        measure: what the budget was a share of.
-        rho: the share that was asked for, in [0, 1]; None when the tensors were simply named.
-        frozen_tensors, tensors, frozen_parameters, parameters: counts.
-        share_of_tensors, share_of_parameters: their quotients.
-    """
-
-    measure: Measure
-    rho: float | None
-    frozen_tensors: int
-    tensors: int
-    frozen_parameters: int
-    parameters: int
-    share_of_tensors: float
-    share_of_parameters: float
-
-    @classmethod
-    def of(cls, tensors: Collection[FrozenTensor], measure: Measure = "tensors", rho: float | None = None) -> "Budget":
-        """Count these tensors."""
-        frozen = [tensor.size for tensor in tensors if tensor.frozen]
-        held, total = sum(frozen), sum(tensor.size for tensor in tensors)
-        shares = len(frozen) / max(len(tensors), 1), held / max(total, 1)
-        return cls(measure, rho, len(frozen), len(tensors), held, total, *shares)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a mask comes from.
-
-    Attributes:
-        method: name and settings of what made it, as ``Settings.to_dict`` gives them.
-        seeds: every seed that it depends on.
-        data: name of a data set → digest.
-        versions: package → version.
-
-    Raises:
-        ConfigError: the method's settings are not JSON.
-    """
-
-    method: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()
-    data: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            plain = json.loads(json.dumps(self.method, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ConfigError("a manifest's record of its method must be JSON", found=error) from error
-        object.__setattr__(self, "method", plain)  # as it will be read again: lists, not tuples
-
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeManifest:
-    """A freeze policy for one model. Made by :meth:`from_model` or :meth:`from_readable`; checked when it is made.
+class FreezeManifest(Policy, Record):
+    """A freeze policy for one model, as a file; the content and its checks are :class:`unteach.records.mask.Policy`'s.
 
-    Attributes:
-        policy: id of the policy.
-        family: the model's family ("sd").
-        component: the part of the pipeline that it is about ("unet").
-        model: digest of that part, over names, shapes and values of all its tensors (``Model.digest``).
-        granularity: what was frozen as one: a tensor, a module, a block.
-        budget: exact counts and shares.
-        tensors: every tensor of the component, in the model's order.
-        components: other parts of the pipeline → digest; a verifier compares them when they are here.
-        provenance: what made the mask.
-        created: time in UTC, ISO 8601.
-
-    Raises:
-        CheckpointError: it contradicts itself; lists every contradiction.
+    Made by :meth:`from_model`, :meth:`from_readable` or, of a mask, :meth:`of`.
     """
 
-    policy: str
-    family: str
-    component: str
-    model: str
-    granularity: Granularity
-    budget: Budget
-    tensors: tuple[FrozenTensor, ...]
-    provenance: Provenance
-    created: str
-    components: dict[str, str] = field(default_factory=dict)
-    format: str = FORMAT
-    version: int = VERSION
+    FORMAT, LIMIT, HASHED = "unteach-freeze-manifest", JSON_LIMIT, True
 
-    def __post_init__(self) -> None:
-        problems = list(_contradictions(self))
-        if problems:
-            raise CheckpointError("the freeze manifest contradicts itself", found="; ".join(problems[:8]))
+    @classmethod
+    def of(cls, policy: Policy) -> "FreezeManifest":
+        """The manifest of a mask's policy.
+
+        Raises:
+            CheckpointError: it has no hashes, as masks of release 0.1.
+        """
+        return cls(**vars(policy))
 
     @classmethod
     def from_model(
@@ -248,47 +142,13 @@ class FreezeManifest:
             components=dict(components or {}),
         )
 
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Names of the frozen tensors, in the model's order."""
-        return tuple(tensor.name for tensor in self.tensors if tensor.frozen)
-
     def canonical(self) -> bytes:
         """The bytes that a signature is over: canonical JSON, the same however the file is laid out."""
-        return state.canonical(strict.unstructure(self)).encode()
+        return state.canonical(self.to_json()).encode()
 
     def digest(self) -> str:
         """SHA-256 (hex) of :meth:`canonical`."""
         return hashlib.sha256(self.canonical()).hexdigest()
-
-    def save(self, path: Path | str) -> Path:
-        """Write it as readable JSON, atomically; errors as in :func:`unteach.core.state.replacing`."""
-        return state.write_json(path, strict.unstructure(self))
-
-    @classmethod
-    def load(cls, path: Path | str) -> "FreezeManifest":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: missing, damaged, not a manifest, of another version, with unknown or missing keys, or
-                contradicting itself.
-        """
-        data = bounded_json(Path(path))
-        if data.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a freeze manifest", found=f"format {data.get('format')!r:.40}")
-        if data.get("version") != VERSION:
-            raise CheckpointError(
-                f"{path} has another version of the manifest format",
-                found=f"version {data.get('version')!r:.40}, this release reads {VERSION}",
-                fix="use the release of unteach that wrote it, or a newer one",
-            )
-        try:
-            return strict.structure(data, cls)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} cannot be used: {error.problem}", found=error.found) from error
-        except Exception as error:  # cattrs raises exception groups of many kinds
-            mistakes = cattrs.transform_error(error, path="manifest", format_exception=explain)
-            raise CheckpointError(f"{path} is not a whole freeze manifest", found="; ".join(mistakes[:8])) from error
 
 
 def stamped(metadata: Mapping[str, str]) -> str | None:
@@ -323,66 +183,3 @@ def stamp(weights: Path | str, manifest: FreezeManifest) -> Path:
                 pass
         path.chmod(mode)
     return path
-
-
-def _contradictions(manifest: FreezeManifest) -> list[str]:
-    problems = []
-    names = [tensor.name for tensor in manifest.tensors]
-    if manifest.format != FORMAT or manifest.version != VERSION:
-        problems.append(f"it calls itself {manifest.format} {manifest.version}, not {FORMAT} {VERSION}")
-    if len(set(names)) != len(names):
-        problems.append("a tensor is listed twice")
-    if not names:
-        problems.append("it lists no tensor")
-    digests = {"model": manifest.model, **manifest.components}
-    problems += [f"the digest of '{name}' is not 64 hex digits" for name, d in digests.items() if not _HEX.fullmatch(d)]
-    if not re.fullmatch(r"[A-Za-z0-9_]+", manifest.component):
-        problems.append(f"the component '{manifest.component}' is not a name")
-    for tensor in manifest.tensors:
-        if not tensor.name or not tensor.name.isprintable() or any(size < 0 for size in tensor.shape):
-            problems.append(f"{tensor.name!r} has a bad name or shape")
-        wanted = set(CASTS) if tensor.frozen else set()
-        if tensor.hashes.keys() != wanted or not all(_HEX.fullmatch(value) for value in tensor.hashes.values()):
-            problems.append(f"'{tensor.name}' must have {'hashes for ' + ', '.join(CASTS) if wanted else 'no hashes'}")
-    if not problems and manifest.budget != Budget.of(manifest.tensors, manifest.budget.measure, manifest.budget.rho):
-        problems.append("the budget does not fit the tensors")
-    return problems
-
-
-def explain(error: BaseException, kind: type | None) -> str:
-    """A mistake that :data:`strict` found, in words."""
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return "unknown key(s) " + ", ".join(sorted(f"{key!r:.80}" for key in error.extra_fields))
-    if isinstance(error, KeyError):
-        return f"missing key {error}"
-    return str(error)
-
-
-def _exactly(value: Any, kind: type[C]) -> C:
-    right = type(value) is kind or (kind is float and type(value) is int)
-    if not right or (kind is float and not math.isfinite(value)):
-        raise ConfigError(f"must be {kind.__name__}", found=f"{value!r:.80}")
-    return kind(value)  # type: ignore[call-arg]
-
-
-def _optional_float(value: Any, _: Any) -> float | None:
-    return None if value is None else _exactly(value, float)
-
-
-def _is_tuple(kind: Any) -> bool:
-    origin: Any = get_origin(kind)
-    return origin is tuple
-
-
-def _listed(value: Any, kind: Any) -> Any:
-    if not isinstance(value, list | tuple):
-        raise ConfigError("must be a list", found=f"{value!r:.80}")
-    return tuple(strict.structure(item, get_args(kind)[0]) for item in value)
-
-
-strict = cattrs.Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
-"""Reads and writes records without guessing: exact types, no unknown keys."""
-for _kind in (str, int, float, bool):
-    strict.register_structure_hook(_kind, _exactly)
-strict.register_structure_hook_func(lambda kind: kind == float | None, _optional_float)
-strict.register_structure_hook_func(_is_tuple, _listed)

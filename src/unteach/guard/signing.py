@@ -6,14 +6,14 @@ A signature says who made a manifest and that it was not edited. It does not kee
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unteach.core import state
 from unteach.errors import CheckpointError, ConfigError, MissingExtraError
-from unteach.guard.files import bounded_json, regular
+from unteach.guard.files import regular
 from unteach.guard.manifest import FreezeManifest
+from unteach.records.base import Record
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["Signature", "is_encrypted", "key_id", "keygen", "load_private", "load_public", "sign", "verify"]
 
 ALGORITHM = "ed25519"
-FORMAT, VERSION = "unteach-signature", 1
 _PURPOSE = b"unteach freeze manifest, version 1\n"  # a key used for other things too signs nothing else by accident
 _KEY_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True)
-class Signature:
+class Signature(Record):
     """A detached signature.
 
     Attributes:
@@ -37,34 +36,12 @@ class Signature:
         signature: 64 bytes, hex.
     """
 
+    FORMAT, LIMIT = "unteach-signature", _KEY_LIMIT
+
     algorithm: str
     key: str
     manifest: str
     signature: str
-    format: str = FORMAT
-    version: int = VERSION
-
-    def save(self, path: Path | str) -> Path:
-        """Write it as JSON, atomically; errors as in :func:`unteach.core.state.replacing`."""
-        return state.write_json(path, self)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Signature":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: missing, damaged, or not a signature of this version.
-        """
-        data = bounded_json(Path(path), limit=_KEY_LIMIT)
-        texts = [field.name for field in fields(cls) if field.name != "version"]
-        whole = data.keys() == {*texts, "version"} and all(isinstance(data[name], str) for name in texts)
-        if not whole or data["format"] != FORMAT or type(data["version"]) is not int or data["version"] != VERSION:
-            raise CheckpointError(
-                f"{path} is not a signature of a freeze manifest",
-                found=f"keys {sorted(data)[:8]}",
-                fix="give the file that 'sign' wrote",
-            )
-        return cls(**data)
 
 
 def keygen(private: Path | str, public: Path | str, *, password: bytes | None = None) -> str:

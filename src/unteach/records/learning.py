@@ -41,6 +41,14 @@ LOWER = frozenset(
 COSTS = ("passes", "seconds", "peak_memory")
 """Costs that can be asked for like metrics; less is better."""
 
+EARLIER = {
+    "lr": "learning_rate",
+    "memory_batch": "memory_batch_size",
+    "eval_batch": "eval_batch_size",
+    "buffer": "buffer_size",
+}
+"""Names of settings in runs of 0.1 to the present ones."""
+
 Cells = tuple[tuple[float | None, ...], ...]
 Values = tuple[float | None, ...]
 
@@ -74,6 +82,8 @@ class Key:
     def __post_init__(self) -> None:
         if self.plugin in ("", "host"):
             object.__setattr__(self, "plugin", ALONE)
+        for name in ("training", "method_settings"):
+            object.__setattr__(self, name, _present(getattr(self, name)))
 
     @property
     def arm(self) -> "Arm":
@@ -84,6 +94,13 @@ class Key:
     def group(self) -> "Group":
         """What runs must share to be compared."""
         return Group(self.stream, self.scenario, self.network)
+
+
+def _present(settings: Any) -> Any:
+    """Settings, those of the parts of a combination too, under their present names."""
+    if isinstance(settings, dict):
+        return {EARLIER.get(key, key): _present(value) for key, value in settings.items()}
+    return [_present(value) for value in settings] if isinstance(settings, list) else settings
 
 
 class Arm(NamedTuple):

@@ -12,12 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unteach.core import state, text
 from unteach.errors import CheckpointError
-from unteach.evaluate.guarding import MASK, RELEARNING, Arm, Domain, Mask, Mean, Relearning, Setting, check_same
+from unteach.records.attack import Arm, Domain, Mean, Relearning, Setting, check_same
+from unteach.records.mask import Mask
 from unteach.report import guarding_map, svg
 from unteach.report import guarding_words as words
 
 CSS: dict[Arm, str] = {"unprotected": "alone", "kept": "c0", "ignored": "c1 dashed"}
 NAMES: dict[Arm, str] = {"unprotected": "no mask", "kept": "kept", "ignored": "ignored"}
+MASK, RELEARNING = Mask.FILE, Relearning.FILE
 LAST = 10
 """Publisher steps at the end that stability is told of."""
 
@@ -120,7 +122,7 @@ def _title(mask: Mask | None, attacks: Relearning | None) -> str:
         of = f"mask “{attacks.mask.name}”" if attacks.mask else "unprotected model"
         return f"Relearning attacks: {attacks.model.name}, {of}"
     assert mask is not None
-    return f"Guard: {mask.model.name} against {words.listed(mask.data.illegal) or 'no named domain'}"
+    return f"Guard: {mask.model_name} against {words.listed(mask.manifest.illegal) or 'no named domain'}"
 
 
 def _network(mask: Mask) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from markupsafe import Markup, escape
 
 from unteach.core import text
-from unteach.evaluate.guarding import Mask, MaskTensor
+from unteach.records.mask import FrozenTensor, Mask
 
 View = Literal["frozen", "score"]
 
@@ -91,7 +91,7 @@ class Tally:
         return self.frozen / max(self.tensors, 1), self.frozen_size / max(self.size, 1)
 
 
-def tally(tensors: Iterable[MaskTensor]) -> Tally:
+def tally(tensors: Iterable[FrozenTensor]) -> Tally:
     """Count."""
     found = list(tensors)
     scores = [t.score for t in found if t.score is not None]
@@ -147,7 +147,7 @@ def kind(name: str) -> str:
 
 def parts(mask: Mask) -> list[tuple[str, Tally]]:
     """The network by part, in the order of data flow."""
-    found: dict[str, list[MaskTensor]] = {}
+    found: dict[str, list[FrozenTensor]] = {}
     for tensor in mask.tensors:
         found.setdefault(place(_module(tensor.name)).box, []).append(tensor)
     return [(box, tally(found[box])) for box in sorted(found, key=_flow)]
@@ -155,7 +155,7 @@ def parts(mask: Mask) -> list[tuple[str, Tally]]:
 
 def kinds(mask: Mask) -> list[tuple[str, Tally]]:
     """The network by kind of tensor, without kinds that do not occur."""
-    found: dict[str, list[MaskTensor]] = {}
+    found: dict[str, list[FrozenTensor]] = {}
     for tensor in mask.tensors:
         found.setdefault(kind(tensor.name), []).append(tensor)
     return [(name, tally(found[name])) for name in KINDS if name in found]
@@ -226,7 +226,7 @@ def _module(name: str) -> str:
 
 
 def _modules(mask: Mask) -> dict[str, Tally]:
-    found: dict[str, list[MaskTensor]] = {}
+    found: dict[str, list[FrozenTensor]] = {}
     for tensor in mask.tensors:
         found.setdefault(_module(tensor.name), []).append(tensor)
     return {module: tally(tensors) for module, tensors in found.items()}

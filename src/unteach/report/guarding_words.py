@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unteach.core import text
-from unteach.evaluate.guarding import Arm, Domain, Mask, Mean, Reach, Relearning
+from unteach.records.attack import Arm, Domain, Mean, Reach, Relearning
+from unteach.records.mask import Mask
 from unteach.report import view
 from unteach.report.guarding_map import tally
 

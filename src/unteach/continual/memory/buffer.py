@@ -35,12 +35,12 @@ class Memory:
 
     Args:
         capacity: most samples it holds.
-        shape: of one sample, without the batch.
+        shape: shape of one sample, without the batch.
         classes: number of classes of the whole stream; labels are in [0, classes).
-        dtype: of the samples; uint8 for images.
+        dtype: type of the samples; uint8 for images.
         policy: what stays, see above.
         logits: keep a row of ``classes`` float32 numbers beside each sample.
-        seed: of the run.
+        seed: seed of the run.
         device: where the tensors are. The balanced and ring policies wait for it once an insert.
 
     Raises:
@@ -91,15 +91,6 @@ class Memory:
 
     def __len__(self) -> int:
         return self._filled
-
-    @property
-    def full(self) -> bool:
-        """Whether every row that the policy can use is in use."""
-        return self._filled == (self._share * self.classes if self.policy == "ring" else self.capacity)
-
-    def class_counts(self) -> Tensor:
-        """Samples held of each class, shape (classes,), int64."""
-        return torch.bincount(self.y[: self._filled], minlength=self.classes)
 
     @torch.no_grad()
     def insert(
@@ -180,7 +171,7 @@ class Memory:
 
         Args:
             n: how many.
-            generator: on the CPU.
+            generator: random numbers, on the CPU.
             task: draw from this task's samples alone (waits for the device).
 
         Raises:

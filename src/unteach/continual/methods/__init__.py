@@ -1,11 +1,9 @@
 """The known methods as settings of the one objective, one file a family; importing this registers them all."""
 
-from unteach.continual.methods import (
-    cpr,
+from unteach.continual.methods import (  # noqa: F401
     der,
     er,
     ewc,
-    fdr,
     gdumb,
     gem,
     icarl,
@@ -13,6 +11,7 @@ from unteach.continual.methods import (
     laplace,
     lwf,
     plain,
+    smoothing,
     subspaces,
     vcl,
     xder,
@@ -20,27 +19,4 @@ from unteach.continual.methods import (
 from unteach.continual.methods.base import Form, Method, Replay, methods
 from unteach.continual.methods.combined import AnyMethod, Combined, make
 
-__all__ = [
-    "AnyMethod",
-    "Combined",
-    "Form",
-    "Method",
-    "Replay",
-    "cpr",
-    "der",
-    "er",
-    "ewc",
-    "fdr",
-    "gdumb",
-    "gem",
-    "icarl",
-    "importance",
-    "laplace",
-    "lwf",
-    "make",
-    "methods",
-    "plain",
-    "subspaces",
-    "vcl",
-    "xder",
-]
+__all__ = ["AnyMethod", "Combined", "Form", "Method", "Replay", "make", "methods"]

@@ -1,6 +1,5 @@
 """What a method of continual learning is: settings, a list of terms, and where needed a rule on the gradient."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
 from unteach.continual.memory.buffer import Memory
-from unteach.continual.terms import Rule, Term
+from unteach.continual.terms import Rule, TaskLoss, Term
 from unteach.continual.view import View
 from unteach.core.registry import Methods
 from unteach.core.settings import Settings, setting
@@ -25,7 +24,7 @@ methods: Methods["Method"] = Methods("method")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Settings, ABC):
+class Method(Settings):
     """A method and its settings. ``terms`` is all that most methods need.
 
     Class attributes:
@@ -37,9 +36,9 @@ class Method(Settings, ABC):
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = False
 
-    @abstractmethod
     def terms(self, learner: Learner) -> list[Term]:
-        """The terms of the objective, made once a run; they carry the method's state."""
+        """The terms of the objective, made once a run; they carry the method's state. Here the task loss alone."""
+        return [TaskLoss()]
 
     def rule(self, learner: Learner) -> Rule | None:
         """A rule on the gradient, or None."""

@@ -22,8 +22,6 @@ class ER(Replay):
             statistics of its own.
     """
 
-    name: ClassVar[str] = "er"
-
     alpha: float = setting(1.0, low=0)
     concatenated: bool = False
 
@@ -46,7 +44,6 @@ class ERACE(Replay):
         alpha: weight of the memory's loss, over all classes.
     """
 
-    name: ClassVar[str] = "er-ace"
     form: ClassVar[Form] = "approximate"
 
     alpha: float = setting(1.0, low=0)

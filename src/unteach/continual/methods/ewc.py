@@ -23,7 +23,7 @@ class FisherMethod(Method):
         strength: λ; the penalty is λ/2·ΣF(θ - θ_old)². Code without the ½ (Mammoth) has half of it.
         fisher: which Fisher information (mean over samples, batch norm in evaluation mode); "official" is the
             refresh and Mammoth codes', p(y|x)·g_y² at the true label.
-        fisher_samples: at most so many samples of the task; 0 takes all.
+        fisher_samples: most samples of the task; 0 takes all.
     """
 
     form: ClassVar[Form] = "exact given the weights"
@@ -82,8 +82,6 @@ class FisherAnchor(Anchor):
 class EWC(FisherMethod):
     """One quadratic a task around its own weights (Kirkpatrick et al. 2017), kept as a single equal quadratic."""
 
-    name: ClassVar[str] = "ewc"
-
     def terms(self, learner: Learner) -> list[Term]:
         """The task loss and the collapsed quadratics."""
         return [TaskLoss(), FisherAnchor(self)]
@@ -97,8 +95,6 @@ class OnlineEWC(FisherMethod):
     Args:
         decay: γ.
     """
-
-    name: ClassVar[str] = "online-ewc"
 
     decay: float = setting(1.0, low=0, high=1)
 

@@ -23,7 +23,6 @@ class GDumb(Replay):
         fit_lr: learning rate of SGD with momentum 0.9, falling to 0 along a cosine.
     """
 
-    name: ClassVar[str] = "gdumb"
     form: ClassVar[Form] = "outside"
     boundaries: ClassVar[bool] = True
 

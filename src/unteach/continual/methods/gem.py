@@ -15,7 +15,7 @@ from torch import Tensor
 from unteach.continual.batch import Batch
 from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Replay, methods, setting
-from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.terms import Rule
 from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.surgery import agem
@@ -28,10 +28,6 @@ class _Episodic(Replay):
 
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = True
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def remember(self, view: View, x: Tensor) -> None:
         """Nothing is kept before the task ends."""
@@ -61,8 +57,6 @@ class _AGEM(Rule):
 @dataclass(frozen=True, kw_only=True)
 class AGEM(_Episodic):
     """Averaged gradient episodic memory (Chaudhry et al. 2019): no step against the memory's gradient."""
-
-    name: ClassVar[str] = "a-gem"
 
     def rule(self, learner: Learner) -> Rule:
         """Project where the two fight."""
@@ -112,10 +106,8 @@ class GEM(_Episodic):
 
     Args:
         margin: least multiplier; above 0 it favours old tasks.
-        samples: of each old task's memory a step.
+        samples: samples of each old task's memory a step.
     """
-
-    name: ClassVar[str] = "gem"
 
     margin: float = setting(0.0, low=0)
     samples: int = setting(64, low=1)

@@ -78,7 +78,6 @@ class ICaRL(Replay):
             (the paper's): the same step at a learning rate C_t times as large.
     """
 
-    name: ClassVar[str] = "icarl"
     form: ClassVar[Form] = "exact up to a constant"
     boundaries: ClassVar[bool] = True
 

@@ -1,8 +1,8 @@
 """Quadratic penalties with other weights than the Fisher information: L2-SP, SI, MAS, RWalk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ class L2SP(Method):
         strength: β.
     """
 
-    name: ClassVar[str] = "l2-sp"
     boundaries: ClassVar[bool] = True
 
     strength: float = setting(0.1, low=0)
@@ -55,6 +54,7 @@ class SITerm(Anchor):
     """
 
     watches = True
+    saved = (*Anchor.saved, "path", "start")
 
     def __init__(self, weight: float, xi: float) -> None:
         super().__init__(weight)
@@ -96,15 +96,6 @@ class SITerm(Anchor):
         old = self.importance or [torch.zeros_like(n) for n in new]
         self.set(learner.params, [a + b for a, b in zip(old, new, strict=True)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Anchor, weights and the path so far."""
-        return {**super().state_dict(), "path": self.path, "start": self.start}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state)
-        self.path, self.start = state["path"], state["start"]
-
 
 @methods.add("si")
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +107,6 @@ class SI(Method):
         xi: ξ, keeps weights that hardly moved from becoming important.
     """
 
-    name: ClassVar[str] = "si"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 
@@ -156,10 +146,9 @@ class MAS(Method):
 
     Args:
         strength: λ.
-        samples: at most so many samples of the task; 0 takes all.
+        samples: most samples of the task; 0 takes all.
     """
 
-    name: ClassVar[str] = "mas"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 
@@ -177,6 +166,8 @@ class RWalkTerm(SITerm):
     F̃ is a moving average of squared batch gradients (less this penalty's); s sums max(0, -g·Δθ) / (½F̃Δθ² + ε) over
     updates, and is halved with the one before when a task ends.
     """
+
+    saved = (*SITerm.saved, "fisher", "score")
 
     def __init__(self, weight: float, decay: float, epsilon: float) -> None:
         super().__init__(weight, epsilon)
@@ -210,15 +201,6 @@ class RWalkTerm(SITerm):
         parts = zip(_scaled(self.fisher), _scaled(self.score), strict=True)
         self.set(learner.params, [f + s for f, s in parts])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything."""
-        return {**super().state_dict(), "fisher": self.fisher, "score": self.score}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state)
-        self.fisher, self.score = state["fisher"], state["score"]
-
 
 def _scaled(tensors: Sequence[Tensor]) -> list[Tensor]:
     most = torch.stack([t.max() for t in tensors]).max().clamp_min(1e-38)
@@ -232,11 +214,10 @@ class RWalk(Method):
 
     Args:
         strength: λ.
-        decay: of the moving average of squared gradients.
+        decay: decay of the moving average of squared gradients.
         epsilon: keeps the scores finite.
     """
 
-    name: ClassVar[str] = "rwalk"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 

@@ -1,8 +1,7 @@
 """Laplace approximations of the posterior: diagonal and Kronecker-factored precision, added up over tasks."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +22,8 @@ class LaplaceTerm(Anchor):
     With weight 1 the minimum is the maximum of the second-order posterior. Before the first task has ended the
     quadratic is the prior's, around 0.
     """
+
+    saved = (*Anchor.saved, "samples")
 
     def __init__(self, method: "Laplace") -> None:
         super().__init__(method.strength)
@@ -51,15 +52,6 @@ class LaplaceTerm(Anchor):
         new = self.method.information(learner)
         self.set(learner.params, [a + self.samples * f for a, f in zip(self.importance, new, strict=True)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Anchor, precision, number of samples."""
-        return {**super().state_dict(), "samples": self.samples}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state)
-        self.samples = state["samples"]
-
 
 @methods.add("laplace")
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +62,6 @@ class Laplace(FisherMethod):
         strength: β; 1 is the second-order posterior.
         prior: precision of the Gaussian prior around 0.
     """
-
-    name: ClassVar[str] = "laplace"
 
     strength: float = setting(1.0, low=0)
     prior: float = setting(1.0, low=0)
@@ -86,6 +76,8 @@ class KFACTerm(Anchor):
 
     A sum of Kronecker products is not one; as is usual the factors are summed, each damped by ``damping``.
     """
+
+    saved = ("anchor", "factors", "samples")
 
     def __init__(self, method: "KroneckerLaplace") -> None:
         super().__init__(method.strength)
@@ -129,15 +121,6 @@ class KFACTerm(Anchor):
         self.anchor = [p.detach().clone() for p in learner.params]
         self._curvature = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Anchor, factors, number of samples."""
-        return {"anchor": self.anchor, "factors": self.factors, "samples": self.samples}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
-        self.anchor, self.factors, self.samples = state["anchor"], dict(state["factors"]), state["samples"]
-        self._curvature = None
-
 
 @methods.add("kronecker-laplace")
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +131,10 @@ class KroneckerLaplace(Method):
         strength: β.
         prior: precision of a Gaussian around the last weights, of every weight.
         damping: added to both factors' diagonals.
-        factor: whose labels: the model's own (all, or one drawn), or the true ones.
-        fisher_samples: at most so many samples of the task; 0 takes all.
+        factor: labels of the factors: the model's own (all, or one drawn), or the true ones.
+        fisher_samples: most samples of the task; 0 takes all.
     """
 
-    name: ClassVar[str] = "kronecker-laplace"
     form: ClassVar[Form] = "exact given the weights"
     boundaries: ClassVar[bool] = True
 

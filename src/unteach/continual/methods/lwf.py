@@ -1,20 +1,14 @@
 """Learning without forgetting (Li and Hoiem 2016): the old network's answers on the new data."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar
-
-from torch import Tensor
 
 from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Method, methods, setting
 from unteach.continual.sources import CurrentBatch, OldOutputs
 from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.core.bregman import LogSumExp
-
-
-def old_classes(learner: Learner) -> Tensor:
-    """Classes of the tasks before this one, bool (C,); they may come again, as on a domain-incremental stream."""
-    return learner.task_columns[: learner.stage_tasks[0]].any(0)
 
 
 @methods.add("lwf")
@@ -29,7 +23,6 @@ class LwF(Method):
         temperature: T.
     """
 
-    name: ClassVar[str] = "lwf"
     form: ClassVar[Form] = "exact up to a constant"
     boundaries: ClassVar[bool] = True
 
@@ -39,4 +32,7 @@ class LwF(Method):
     def terms(self, learner: Learner) -> list[Term]:
         """The task loss and distillation on the current batch."""
         psi = LogSumExp(temperature=self.temperature)
-        return [TaskLoss(classes="seen"), Output(psi, CurrentBatch(), OldOutputs(), self.alpha, columns=old_classes)]
+        return [
+            TaskLoss(classes="seen"),
+            Output(psi, CurrentBatch(), OldOutputs(), self.alpha, columns=attrgetter("past")),
+        ]

@@ -1,8 +1,7 @@
 """OGD and GPM: no step in a stored subspace, the limit β → ∞ of a quadratic with its projector (refresh.md §1.3)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +9,15 @@ from torch import Tensor, nn
 
 from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Method, methods, setting
-from unteach.continual.terms import Rule, TaskLoss, Term
+from unteach.continual.terms import Rule
 from unteach.continual.view import View
 from unteach.core.vectors import flat, shaped
 
 
 class _OGD(Rule):
     """Orthonormal basis (P, k) of the gradients of true-class logits at the end of each task."""
+
+    saved = ("basis",)
 
     def __init__(self, vectors: int) -> None:
         self.vectors = vectors
@@ -46,12 +47,6 @@ class _OGD(Rule):
         u, size, _ = torch.linalg.svd(r)  # columns of q alone would not do: later gradients may need a dependent one's
         self.basis = torch.cat([known, q @ u[:, size > least]], 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"basis": self.basis}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.basis = state["basis"]
-
 
 @methods.add("ogd")
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +59,10 @@ class OGD(Method):
         vectors: gradients kept a task.
     """
 
-    name: ClassVar[str] = "ogd"
     form: ClassVar[Form] = "limit"
     boundaries: ClassVar[bool] = True
 
     vectors: int = setting(40, low=1)
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def rule(self, learner: Learner) -> Rule:
         """Project off the stored gradients."""
@@ -81,6 +71,8 @@ class OGD(Method):
 
 class _GPM(Rule):
     """Per layer an orthonormal basis (inputs, k) of the inputs it has seen."""
+
+    saved = ("bases",)
 
     def __init__(self, threshold: float, samples: int) -> None:
         self.threshold, self.samples = threshold, samples
@@ -106,12 +98,6 @@ class _GPM(Rule):
         for name, inputs in layer_inputs(learner, self.samples).items():
             self.bases[name] = extended(self.bases.get(name), inputs, self.threshold)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"bases": self.bases}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.bases = dict(state["bases"])
-
 
 def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
     """The basis with as many new directions as hold ``threshold`` of the inputs' energy together with it (GPM, eq. 9).
@@ -119,7 +105,7 @@ def extended(basis: Tensor | None, inputs: Tensor, threshold: float) -> Tensor:
     Args:
         basis: (d, k), orthonormal, or None.
         inputs: (d, n), columns.
-        threshold: in (0, 1].
+        threshold: share of the energy, in (0, 1].
     """
     total = inputs.square().sum()
     known = inputs[:, :0] if basis is None else basis
@@ -174,19 +160,14 @@ class GPM(Method):
 
     Args:
         threshold: share of the inputs' energy that is protected.
-        samples: of a task, for the inputs.
+        samples: samples of a task, for the inputs.
     """
 
-    name: ClassVar[str] = "gpm"
     form: ClassVar[Form] = "limit"
     boundaries: ClassVar[bool] = True
 
     threshold: float = setting(0.97, above=0, high=1)
     samples: int = setting(128, low=1)
-
-    def terms(self, learner: Learner) -> list[Term]:
-        """The task loss."""
-        return [TaskLoss()]
 
     def rule(self, learner: Learner) -> Rule:
         """Project off the stored inputs."""

@@ -1,7 +1,7 @@
 """Variational continual learning (Nguyen et al. 2018) and its natural-gradient form (NVCL, Tseran et al. 2018)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,7 @@ class Posterior(Term):
     """
 
     part = "weight"
+    saved = ("mean", "log_std", "samples")
 
     def __init__(self, weight: float, prior_std: float) -> None:
         self.weight, self.prior_std = weight, prior_std
@@ -88,14 +89,6 @@ class Posterior(Term):
         mean, log_std = _halves(learner.params)
         self.mean, self.log_std = [m.detach().clone() for m in mean], [s.detach().clone() for s in log_std]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The prior."""
-        return {"mean": self.mean, "log_std": self.log_std, "samples": self.samples}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved prior."""
-        self.mean, self.log_std, self.samples = state["mean"], state["log_std"], state["samples"]
-
 
 def _halves(params: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
     half = len(params) // 2
@@ -109,11 +102,10 @@ class VCL(Method):
 
     Args:
         beta: β; 1 is the variational bound.
-        prior_std: of the first prior.
-        initial_std: of q at the start.
+        prior_std: standard deviation of the first prior.
+        initial_std: standard deviation of q at the start.
     """
 
-    name: ClassVar[str] = "vcl"
     form: ClassVar[Form] = "exact"
     boundaries: ClassVar[bool] = True
 
@@ -144,7 +136,7 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         params: means, then log standard deviations, alike in number and shape.
         lr: ρ.
-        samples: gives N.
+        samples: function that gives N.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, samples: Callable[[], int]) -> None:
@@ -175,8 +167,6 @@ class NVCL(VCL):
     Args:
         rate: ρ, in place of the learning rate.
     """
-
-    name: ClassVar[str] = "nvcl"
 
     rate: float = setting(0.02, above=0)
 

@@ -1,6 +1,7 @@
 """X-DER (Boschini et al. 2022), as far as the one form allows."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 import torch
@@ -15,11 +16,6 @@ from unteach.continual.terms import Output, TaskLoss, Term
 from unteach.continual.view import View
 from unteach.core import seeds
 from unteach.core.bregman import LogSumExp, MeanSquare
-
-
-def past_classes(learner: Learner) -> Tensor:
-    """Classes of the tasks before this one, bool (C,)."""
-    return learner.task_columns[: learner.task].any(0)
 
 
 @methods.add("x-der")
@@ -44,7 +40,6 @@ class XDER(DERPlusPlus):
             code (with ``fill`` "task end" only).
     """
 
-    name: ClassVar[str] = "x-der"
     form: ClassVar[Form] = "approximate"
     boundaries: ClassVar[bool] = True
 
@@ -65,7 +60,7 @@ class XDER(DERPlusPlus):
 
     def terms(self, learner: Learner) -> list[Term]:
         """The masked task loss and DER++'s memory terms."""
-        heads = past_classes if self.memory_heads == "past" else None
+        heads = attrgetter("past") if self.memory_heads == "past" else None
         return [
             TaskLoss(classes="current"),
             Output(MeanSquare(), FromMemory("a"), StoredLogits(), self.alpha),
@@ -119,7 +114,7 @@ class XDER(DERPlusPlus):
         chosen = torch.cat([order[y[order] == c][: each + (lucky[i] < more)] for i, c in enumerate(own)])
         parts = torch.split(chosen, learner.settings.eval_batch_size)
         z = torch.cat([learner.forward(learner.views(x[part], None)) for part in parts]).to(kept.logits)
-        past = past_classes(learner) & ~learner.current
+        past = learner.past & ~learner.current
         if bool(past.any()):
             z = self.implant(z, z, y[chosen], past)
         kept.replace(

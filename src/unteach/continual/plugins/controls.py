@@ -1,7 +1,6 @@
 """The controls that refresh must be compared with (refresh §2.4), and the host method alone."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from unteach.continual.plugins.base import GradientPlugin, Gradients, Plugin, plugins, setting
 from unteach.continual.plugins.refresh import Refresh
@@ -13,8 +12,6 @@ from unteach.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class Plain(GradientPlugin):
     """The host method as it is."""
-
-    name: ClassVar[str] = "none"
 
     def gradient(self, context: StepContext) -> Gradients:
         """The host's own."""
@@ -29,8 +26,6 @@ class Reweight(GradientPlugin):
     Args:
         ratio: γ/η of the refresh step to compare with.
     """
-
-    name: ClassVar[str] = "reweight"
 
     ratio: float = setting(1 / 3, low=0, high=1)
 
@@ -51,8 +46,6 @@ class ReducedRate(GradientPlugin):
     Args:
         ratio: γ/η of the refresh step to compare with.
     """
-
-    name: ClassVar[str] = "reduced-rate"
 
     ratio: float = setting(1 / 3, low=0, high=1)
 

@@ -15,7 +15,7 @@ The released code (``inverse_form="official"``) rescales first and divides after
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,8 +54,6 @@ class Refresh(Plugin):
         fisher_samples: samples a task for the Fisher information; None takes all.
         fisher_augment: compute it on augmented data.
     """
-
-    name: ClassVar[str] = "refresh"
 
     gamma: float = setting(0.01, low=0)
     gamma_unit: Literal["absolute", "lr"] = "absolute"

@@ -4,7 +4,6 @@ All are strength 0 = the host's own step, bit for bit. Extra passes leave the st
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,8 +41,6 @@ class SAM(GradientPlugin):
         rho: ρ, radius.
     """
 
-    name: ClassVar[str] = "sam"
-
     rho: float = setting(0.05, low=0)
 
     def gradient(self, context: StepContext) -> Gradients:
@@ -63,8 +60,6 @@ class ASAM(GradientPlugin):
         rho: ρ, radius in the scaled space.
         eta: η, floor of the scale.
     """
-
-    name: ClassVar[str] = "asam"
 
     rho: float = setting(0.5, low=0)
     eta: float = setting(0.01, low=0)
@@ -86,8 +81,6 @@ class GradientNorm(GradientPlugin):
         alpha: a, balance; 0 is the host, 1 is SAM.
         radius: r.
     """
-
-    name: ClassVar[str] = "gradient-norm"
 
     alpha: float = setting(0.8, low=0, high=1)
     radius: float = setting(0.05, above=0)
@@ -116,8 +109,6 @@ class WeightNoise(GradientPlugin):
     Args:
         sigma: σ, standard deviation a weight.
     """
-
-    name: ClassVar[str] = "weight-noise"
 
     sigma: float = setting(0.01, low=0)
 

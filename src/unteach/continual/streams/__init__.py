@@ -1,7 +1,7 @@
 """Streams of tasks: what they are, how data is cut into them, and the named ones."""
 
 from unteach.continual.streams.base import SCENARIOS, Scenario, Stream, Task, channel_scale
-from unteach.continual.streams.builtin import load, streams
+from unteach.continual.streams.builtin import load, misfits, streams
 from unteach.continual.streams.scenarios import blurred, split_classes, with_scenario
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "blurred",
     "channel_scale",
     "load",
+    "misfits",
     "split_classes",
     "streams",
     "with_scenario",

@@ -82,7 +82,7 @@ class Stream:
         classes: number of labels; every label is in [0, classes).
         class_names: one name a label.
         mean: per channel, of x / 255; () for float data.
-        std: as ``mean``.
+        std: standard deviation, as ``mean``.
         augment: views while training: "none", "shift", "crop" or "crop-flip"; "none" for float data.
 
     Raises:

@@ -71,11 +71,7 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
         DataError: the files are missing, damaged or of another format.
         MissingExtraError: the files need a package that is not installed.
     """
-    build = streams[name]
-    known = inspect.signature(build).parameters
-    problems = [f"unknown option '{key}' ({near(key, known)})" for key in options if key not in known]
-    needed = [key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty]
-    problems += [f"the option '{key}' is needed" for key in needed if key not in options]
+    problems = misfits(name, options)
     seed = options.get("order_seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         problems.append(f"order_seed must be a whole number or none, found {seed!r}")
@@ -83,8 +79,22 @@ def load(name: str, *, scenario: Scenario | None = None, **options: Any) -> Stre
         problems.append(f"path must be text, found {options['path']!r:.80}")
     if problems:
         raise ConfigError.many(problems, where=f"the stream '{name}'")
-    stream = build(**options)
+    stream = streams[name](**options)
     return stream if scenario is None else with_scenario(stream, scenario)
+
+
+def misfits(name: str, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names of a stream's options, one sentence each.
+
+    Raises:
+        ConfigError: no such stream.
+    """
+    known = inspect.signature(streams[name]).parameters
+    needed = [key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty]
+    return [
+        *(f"unknown option '{key}' ({near(str(key), known)})" for key in options if key not in known),
+        *(f"the option '{key}' is needed" for key in needed if key not in options),
+    ]
 
 
 @streams.add("digits")

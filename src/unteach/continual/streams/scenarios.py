@@ -37,7 +37,7 @@ def split_classes(
         tasks: a number of tasks, into which the classes go in equal shares; or the classes of each task, by label or
             by name, in the order of their places (see :func:`with_scenario`).
         order_seed: shuffles the order of the classes first; None: as they are numbered, or as they are grouped.
-        class_names: for the tasks' names, and to name classes in ``tasks``.
+        class_names: names of the classes, for the tasks' names and to name classes in ``tasks``.
 
     Raises:
         ConfigError: the classes cannot be shared out equally, or the groups do not hold every class once.
@@ -91,9 +91,9 @@ def blurred(stream: Stream, seed: int = 0, width: float = 0.25) -> Stream:
     tasks, each with the test data of the task in its place, so accuracy is reported as before.
 
     Args:
-        stream: of any scenario.
-        seed: of u and n.
-        width: of the fading, in tasks; 0: one task after another, shuffled within itself.
+        stream: a stream of any scenario.
+        seed: seed of u and n.
+        width: width of the fading, in tasks; 0: one task after another, shuffled within itself.
 
     Raises:
         ConfigError: a width that is negative or not finite, or fewer samples than tasks.

@@ -1,36 +1,139 @@
-"""A guard's files as typed records: ``mask.json`` (what is frozen) and ``relearning.json`` (what attacks reached).
-
-Both load without a model. A file that is missing, cut off, of something else, of a newer version or that contradicts
-itself is refused with every mistake named; keys that this version does not know are passed over.
-"""
+"""Relearning attacks: what one reached (:class:`Curve`), all of a run (:class:`Relearning`, relearning.json)."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
-
-import cattrs
-from cattrs.gen import make_dict_structure_fn
+from typing import Any, Literal, NamedTuple, get_args
 
 from unteach.core import state
-from unteach.errors import CheckpointError
-from unteach.records.erasure import _converter, _explain
+from unteach.core.convert import Checked
+from unteach.errors import CheckpointError, ConfigError
+from unteach.records.base import Record
+from unteach.records.mask import Mask
 from unteach.records.stats import Mean, t_mean
 
-__all__ = ["Attack", "Mask", "Mean", "Reach", "Relearning", "Setting", "check_same"]
+__all__ = [
+    "UNPROTECTED",
+    "Arm",
+    "Attack",
+    "AttackedMask",
+    "Curve",
+    "Domain",
+    "Mean",
+    "Mode",
+    "ModelName",
+    "Reach",
+    "Relearning",
+    "Role",
+    "Setting",
+    "check_same",
+    "recovery",
+]
 
-VERSION = 1
-MASK, RELEARNING = "mask.json", "relearning.json"
 UNPROTECTED = "unprotected"
 """The mask of a record without one."""
 
+Mode = Literal["full", "lora"]
 Arm = Literal["unprotected", "kept", "ignored"]
 """The attack on the model without a mask, by one who keeps it, by one who ignores it."""
 Role = Literal["illegal", "innocent", "unseen"]
-T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Checked):
+    """One attack and what it reached.
+
+    Attributes:
+        mode: "full" or "lora".
+        honoured: whether the mask was kept.
+        frozen: digest of the mask's names; of no names without a mask.
+        frozen_tensors: how many tensors the mask freezes, whether kept or not.
+        trained_tensors, trained_parameters: what moved (the adapted weights and their factors in "lora").
+        steps, learning_rate, batch_size, rank, seed: of the attack; rank 0 in "full".
+        data: name and digest of the attack's data.
+        probes: name to digest of each probe set.
+        at: steps at which was measured; 0 is before the attack.
+        losses: probe to its mean denoising loss at each of ``at``.
+        diverged: the training or a loss was not finite; ``at`` ends before.
+        seconds: of the whole call; not part of what must be equal.
+
+    Raises:
+        CheckpointError: it contradicts itself.
+    """
+
+    mode: Mode
+    honoured: bool
+    frozen: str
+    frozen_tensors: int
+    trained_tensors: int
+    trained_parameters: int
+    steps: int
+    learning_rate: float
+    batch_size: int
+    rank: int
+    seed: int
+    data: tuple[str, str]
+    probes: dict[str, str]
+    at: tuple[int, ...]
+    losses: dict[str, tuple[float, ...]]
+    diverged: bool
+    seconds: float
+
+    def loss(self, probe: str, step: int | None = None) -> float:
+        """Loss of a probe at a measured step, the last one by default.
+
+        Raises:
+            ConfigError: no such probe, or nothing was measured at this step.
+        """
+        if probe not in self.losses or (step is not None and step not in self.at):
+            raise ConfigError(
+                f"the curve has no loss of '{probe}' at step {step}",
+                found=f"probes {', '.join(self.losses)} at steps {list(self.at)}",
+            )
+        return self.losses[probe][-1 if step is None else self.at.index(step)]
+
+    def __post_init__(self) -> None:
+        _refuse(f"the attack {self.title}", self._contradictions())
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"in {self.mode}, rate {self.learning_rate:g}, seed {self.seed}"
+
+    def _contradictions(self) -> list[str]:
+        counts = {"frozen_tensors", "trained_tensors", "trained_parameters", "steps", "batch_size", "rank", "seed"}
+        rows = self.losses.items()
+        return [
+            *(f"'{name}' is negative" for name in sorted(counts) if getattr(self, name) < 0),
+            *(["steps must rise from 0"] if self.at and list(self.at) != sorted({0, *self.at}) else []),
+            *(
+                f"losses of '{probe}': {len(row)} values at {len(self.at)} steps"
+                for probe, row in rows
+                if len(row) != len(self.at)
+            ),
+        ]
+
+
+def recovery(curve: Curve, unprotected: Curve, probe: str, step: int | None = None) -> float | None:
+    """(loss before - loss after) / (loss before - loss of the unprotected model after), at one step.
+
+    1 is full recovery and 0 none; it may be negative or above 1. None when either did not reach the step, or the
+    unprotected model did not learn (its loss did not fall), so that there is nothing to compare with.
+
+    Raises:
+        ConfigError: the two were not measured alike (data, probes, settings), or before the attack.
+    """
+    alike = ("mode", "steps", "learning_rate", "batch_size", "rank", "seed", "data", "probes")
+    if different := [name for name in alike if getattr(curve, name) != getattr(unprotected, name)]:
+        raise ConfigError("recovery compares the same attack on two models", found=f"different {', '.join(different)}")
+    step = curve.steps if step is None else step
+    if step not in curve.at or step not in unprotected.at:
+        return None
+    gained = curve.loss(probe, 0) - curve.loss(probe, step)
+    possible = unprotected.loss(probe, 0) - unprotected.loss(probe, step)
+    return gained / possible if possible > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,100 +142,6 @@ class ModelName:
 
     name: str
     digest: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskTensor:
-    """One tensor of the network; ``score`` is its soft mask, None when the method gives none."""
-
-    name: str
-    shape: tuple[int, ...]
-    frozen: bool
-    score: float | None = None
-
-    @property
-    def size(self) -> int:
-        """Parameters."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What was to be frozen: a share ``rho`` of tensors, parameters or flops; None when the method takes no share."""
-
-    measure: str
-    rho: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogEntry:
-    """One publisher step: mean mask, largest |gradient|, Jaccard of the hard mask with the one a step before."""
-
-    step: int
-    mean: float
-    jaccard: float
-    largest: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskData:
-    """Domains by role, digests of the sets made of them, and the seed of the split."""
-
-    illegal: tuple[str, ...] = ()
-    innocent: tuple[str, ...] = ()
-    digests: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mask:
-    """Which of all tensors of a network are frozen, and how that was learned; ``method`` is its name and settings."""
-
-    method: dict[str, Any]
-    model: ModelName
-    tensors: tuple[MaskTensor, ...]
-    budget: Budget
-    component: str = "unet"
-    seed: int = 0
-    log: tuple[LogEntry, ...] = ()
-    steps: int = 0
-    data: MaskData = field(default_factory=MaskData)
-    seconds: float = 0.0
-    environment: dict[str, Any] = field(default_factory=dict)
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        twice = [name for name, count in Counter(t.name for t in self.tensors).items() if count > 1]
-        numbers = [self.seconds, self.budget.rho, *(t.score for t in self.tensors)]
-        numbers += [x for entry in self.log for x in (entry.mean, entry.jaccard, entry.largest)]
-        _refuse(
-            "the mask",
-            [
-                *(["it names no tensor"] if not self.tensors else []),
-                *(f"tensor '{name}' is there twice" for name in twice),
-                *(f"tensor '{t.name}' has shape {list(t.shape)}" for t in self.tensors if min(t.shape, default=1) < 0),
-                *_not_finite(numbers),
-            ],
-        )
-
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return str(self.method.get("name") or self.method.get("guard") or "unnamed")
-
-    @cached_property
-    def frozen(self) -> tuple[str, ...]:
-        """Names of the frozen tensors, in the network's order."""
-        return tuple(t.name for t in self.tensors if t.frozen)
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Mask":
-        """Read a ``mask.json``, or the one in a folder.
-
-        Raises:
-            CheckpointError: the file is missing, damaged, foreign, newer, or wrong (all mistakes are named).
-        """
-        return _load(cls, Path(path), MASK, "unteach-mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,45 +172,23 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
-    """One attack and what it reached.
+class Attack(Curve):
+    """One attack of a run, beside the one on the unprotected model.
 
     Attributes:
         domain: what was fine-tuned on.
-        mask, honoured: its name, or "unprotected", and whether it was kept.
-        at: steps at which was measured, from 0 (before) on.
-        losses: probe to the mean denoising loss on its held-out pictures at each of ``at``.
+        mask: its name, or "unprotected".
         recovery: probe to the share of the unprotected model's fall at each of ``at``; None: nothing to compare with.
-        frozen: digest of the mask's names; "" when not known.
-        diverged: something was not finite after the last of ``at``.
     """
 
     domain: str
     mask: str
-    honoured: bool
-    mode: Literal["full", "lora"]
-    learning_rate: float
-    seed: int
-    at: tuple[int, ...]
-    losses: dict[str, tuple[float, ...]]
     recovery: dict[str, tuple[float | None, ...]]
-    batch_size: int = 0
-    rank: int = 0
-    frozen: str = ""
-    diverged: bool = False
 
-    def __post_init__(self) -> None:
-        counts = {f"losses of '{probe}'": len(row) for probe, row in self.losses.items()}
-        counts |= {f"recovery of '{probe}'": len(row) for probe, row in self.recovery.items()}
-        _refuse(
-            f"the attack {self.title}",
-            [
-                *(["steps must rise from 0"] if list(self.at) != sorted({0, *self.at}) and self.at else []),
-                *(f"{what}: {n} values at {len(self.at)} steps" for what, n in counts.items() if n != len(self.at)),
-                *_not_finite([x for rows in (self.losses, self.recovery) for row in rows.values() for x in row]),
-                *_not_finite([self.learning_rate]),
-            ],
-        )
+    def _contradictions(self) -> list[str]:
+        counts = {probe: len(row) for probe, row in self.recovery.items() if len(row) != len(self.at)}
+        found = [f"recovery of '{probe}': {n} values at {len(self.at)} steps" for probe, n in counts.items()]
+        return [*super()._contradictions(), *found]
 
     @property
     def arm(self) -> Arm:
@@ -236,7 +223,7 @@ class Reach:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relearning:
+class Relearning(Record):
     """Attacks on a model without a mask and with one.
 
     Attributes:
@@ -244,6 +231,8 @@ class Relearning:
         domains: what was fine-tuned on.
         probes: names of the held-out sets; a domain's own probe has its name.
     """
+
+    FORMAT, FILE = "unteach-relearning", "relearning.json"
 
     model: ModelName
     mask: AttackedMask | None
@@ -269,11 +258,6 @@ class Relearning:
                 *(f"{r.title}: no unprotected twin" for r in self.records if (r.setting, r.seed) not in plain),
             ],
         )
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Relearning":
-        """Read a ``relearning.json``, or the one in a folder; errors as :meth:`Mask.load`."""
-        return _load(cls, Path(path), RELEARNING, "unteach-relearning")
 
     @property
     def settings(self) -> list[Setting]:
@@ -351,8 +335,8 @@ class Relearning:
 def check_same(mask: Mask, attacks: Relearning) -> None:
     """Raise CheckpointError unless the attacks were on this mask and its model."""
     wrong = []
-    if attacks.model.digest and mask.model.digest and attacks.model.digest != mask.model.digest:
-        wrong.append(f"model {attacks.model.digest[:12]}, the mask is for {mask.model.digest[:12]}")
+    if attacks.model.digest and attacks.model.digest != mask.manifest.model:
+        wrong.append(f"model {attacks.model.digest[:12]}, the mask is for {mask.manifest.model[:12]}")
     if attacks.mask and (attacks.mask.tensors, attacks.mask.of) != (len(mask.frozen), len(mask.tensors)):
         wrong.append(f"{attacks.mask.tensors} of {attacks.mask.of} tensors frozen, the mask: {len(mask.frozen)}")
     known = {r.frozen for r in attacks.records if r.arm != "unprotected" and r.frozen}
@@ -366,32 +350,3 @@ def _refuse(what: str, mistakes: list[str]) -> None:
     if mistakes:
         more = f"; and {len(mistakes) - 5} more" if len(mistakes) > 5 else ""
         raise CheckpointError(f"{what} does not hold together: {'; '.join(mistakes[:5])}{more}")
-
-
-def _not_finite(numbers: Iterable[float | None]) -> list[str]:
-    wrong = [x for x in numbers if x is not None and not math.isfinite(x)]
-    return [f"{len(wrong)} numbers are not finite"] if wrong else []
-
-
-def _load(kind: type[T], path: Path, name: str, form: str) -> T:
-    path = path / name if path.is_dir() else path
-    data = state.read_json(path)
-    if not isinstance(data, dict) or data.get("format") != form:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise CheckpointError(f"{path}: not a file of the format {form}", found=found, fix="check the path")
-    version = data.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
-        found = f"version {version}; this release reads {VERSION}"
-        raise CheckpointError(f"{path}: written by another release of Unteach", found=found, fix="upgrade unteach")
-    try:
-        return _converter.structure(data, kind)
-    except Exception as error:  # cattrs raises exception groups of many kinds
-        mistakes = cattrs.transform_error(error, path=form, format_exception=_explain)
-        said = f"{path}: {len(mistakes)} mistake(s): {'; '.join(mistakes[:8])}"
-        raise CheckpointError(said, fix="make the file again") from error
-
-
-for _kind in (ModelName, MaskTensor, Budget, LogEntry, MaskData, Mask, AttackedMask, Domain, Attack, Relearning):
-    _converter.register_structure_hook(
-        _kind, make_dict_structure_fn(_kind, _converter, _cattrs_forbid_extra_keys=False)
-    )

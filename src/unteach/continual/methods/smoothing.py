@@ -1,4 +1,4 @@
-"""Classifier-projection regularisation (Cha et al. 2021): keep the answers on the current batch wide. On any host."""
+"""Answers kept wide: label smoothing, and classifier-projection regularization (Cha et al. 2021) on any host."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +7,27 @@ from unteach.continual.learner import Learner
 from unteach.continual.methods.base import Form, Method, methods, setting
 from unteach.continual.sources import CurrentBatch, Uniform, probabilities
 from unteach.continual.terms import Output, TaskLoss, Term
-from unteach.core.bregman import NegEntropy
+from unteach.core.bregman import LogSumExp, NegEntropy
+
+
+@methods.add("label-smoothing")
+@dataclass(frozen=True, kw_only=True)
+class LabelSmoothing(Method):
+    """(1 - ε)·CE + ε·D_lse(h, 0): cross-entropy with targets mixed with the uniform distribution.
+
+    CPR with the other order of arguments; a control of it.
+
+    Args:
+        epsilon: ε.
+    """
+
+    form: ClassVar[Form] = "exact up to a constant"
+
+    epsilon: float = setting(0.1, low=0, high=1)
+
+    def terms(self, learner: Learner) -> list[Term]:
+        """The task loss and the divergence to no preference."""
+        return [TaskLoss(weight=1 - self.epsilon), Output(LogSumExp(), CurrentBatch(), Uniform(), self.epsilon)]
 
 
 @methods.add("cpr")
@@ -21,7 +41,6 @@ class CPR(Method):
         alpha: β of the paper.
     """
 
-    name: ClassVar[str] = "cpr"
     form: ClassVar[Form] = "exact up to a constant"
 
     alpha: float = setting(0.1, low=0)
