@@ -560,6 +560,7 @@ def test_erase_and_evaluate_the_bundled_model(
 # demo
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # Two concepts, of which the bundled model knows one: one goes through, the other one fails.
     bomb = next(erasure for erasure in demo.ERASURES if erasure.target == "bomb")

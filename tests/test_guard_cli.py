@@ -299,6 +299,7 @@ def attack(out: Path, *more: str) -> list[str]:
     return ["attack", "relearn", *SHORT, "--out", str(out), *more]
 
 
+@pytest.mark.slow
 def test_an_attack_is_measured_resumes_and_grows(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

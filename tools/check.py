@@ -126,7 +126,8 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     """Sets of modules of which each imports every other, at last."""
     reached = {}
     for start in graph:
-        seen, pending = set(), [start]
+        seen: set[str] = set()
+        pending = [start]
         while pending:
             new = graph[pending.pop()] - seen
             seen |= new

@@ -14,6 +14,7 @@ from unteach.diffusion import WeightDelta, load
 from unteach.erase import erase
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
     settings = {"method": "doco", **QUICK, "steps": 8, "warm_up": 2, "images": 20}
     out, toy = tmp_path / "run", folder("sd")
