@@ -129,7 +129,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     tensors, meta = state.load(model_path() / "judges" / "cnn.safetensors")
     path = tmp_path / "x.safetensors"
     for change, message in (
-        ({"version": 99}, "not a judge of this version"),
+        ({"version": 99}, "newer version"),
         ({"network": "oracle"}, "not a judge of this version"),
         ({"classes": {"objects": ["yeti"], "styles": []}}, "other objects or styles"),
         ({"network": "patch"}, "does not fit the network"),

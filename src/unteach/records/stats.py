@@ -123,13 +123,6 @@ def sign_test(lost: int, gained: int) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def worst(intervals: Sequence[Interval]) -> Interval:
-    """The interval with the lowest value; of equals, the one with the lowest lower end."""
-    if not intervals:
-        raise DataError("the worst of no intervals is not defined")
-    return min(intervals, key=lambda i: (i.value, i.low))
-
-
 @dataclass(frozen=True)
 class Mean:
     """Mean over seeds; with one seed there is no deviation and no interval.
