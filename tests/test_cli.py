@@ -225,7 +225,10 @@ def test_a_run_that_is_refused_before_it_begins_takes_its_configuration_back(
     line = [*base, "--out", str(tmp_path / "run")]
     foreign = ["--set", "train=[conv_in.*]"]  # only the method itself knows that it cannot edit these
     assert main([*line, *foreign]) == 2
-    assert "UCE can only edit keys and values" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        "UCE can only edit layers that read nothing but the text" in capsys.readouterr().err
+        and not (tmp_path / "run").exists()
+    )
     # A folder that was there, with the user's file, stays as it was; the corrected command is no other run.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -347,7 +350,7 @@ def test_models_that_are_none(toys: dict[str, Path], tmp_path: Path, capsys: pyt
     (wrong / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     for model, message in (
         (tmp_path / "nowhere", "there is no folder"),
-        (wrong, "known families: sd (StableDiffusionPipeline), sdxl"),
+        (wrong, "known families: sd (StableDiffusionPipeline), sd3 (StableDiffusion3Pipeline), sdxl"),
         (toys["sd"] / "unet", "has no model_index.json"),
     ):
         assert main(["erase", "--model", str(model), *CONCEPT, "--out", str(tmp_path / "x")]) == 2
@@ -413,7 +416,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ("presets", methods.presets.names()),
         ("styles", list(STYLES)),
         ("objects", [info.name for info in OBJECTS]),
-        ("families", ["sd", "sdxl"]),
+        ("families", ["sd", "sd3", "sdxl"]),
         ("models", ["canvas", "FOLDER"]),
     ):
         assert main(["list", what]) == 0

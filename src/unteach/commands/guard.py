@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unteach.commands.base import Base
 from unteach.commands.console import events, pass_phrase, say, wrote
-from unteach.commands.guard_plan import LEARNED, NO_SHARE, Base, GuardPlan, mask_config, resolve
+from unteach.commands.guard_plan import LEARNED, NO_SHARE, GuardPlan, mask_config, resolve
 from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
 from unteach.commands.verb import Mistakes
 from unteach.core import places, reading, state, text

@@ -1,29 +1,22 @@
 """From options to what ``guard learn`` will do, and the model that guard and attack work on; all mistakes together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from unteach.canvas import CANVAS, folder_of, is_canvas
+from unteach.commands.base import Base, check_domains
 from unteach.commands.options_guard import GuardLearn
 from unteach.commands.verb import Mistakes
 from unteach.core import state
-from unteach.core.device import device_of, use_threads
 from unteach.core.registry import near
 from unteach.core.run import same
 from unteach.core.settings import Settings
-from unteach.diffusion import domains, export
-from unteach.diffusion.delta import WeightDelta
-from unteach.diffusion.loading import inspect
-from unteach.diffusion.model import Model, load
 from unteach.errors import CheckpointError, ConfigError
 from unteach.guard.baselines import baselines
 from unteach.guard.config import FreezeAsGuard, make, presets
 
-__all__ = ["CANVAS_SETTINGS", "Base", "GuardPlan", "lay_on", "resolve"]
+__all__ = ["CANVAS_SETTINGS", "GuardPlan", "mask_config", "resolve"]
 
 CANVAS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "freezeasguard": {"user_rates": (3e-4,)},
@@ -46,92 +39,6 @@ _USES: Mapping[str, tuple[str, ...]] = {
 """Settings of baselines; those of the others are the budget's."""
 DECISIVE = ("method", "settings", "illegal", "innocent", "seed", "policy")
 """What must be equal for a run to go on; the model is compared by its weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """The model that is guarded or attacked: what was given, and where it is computed."""
-
-    model: str
-    erased: str | None
-    device: str
-    threads: int | None
-
-    @classmethod
-    def checked(
-        cls, model: str | None, erased: str | None, device: str, threads: int | None, found: Mistakes
-    ) -> "Base":
-        """Check what can be checked without loading; mistakes go into ``found``.
-
-        Args:
-            model: None is the model of the erasure's run, and the bundled one without an erasure.
-        """
-        if model is None and erased is not None:
-            model = found.catch(lambda: _model_of(erased))
-        model = model or CANVAS
-        found.catch(lambda: inspect(folder_of(model)))
-        if erased is not None:
-            found.catch(lambda: _delta_file(erased))
-        if threads is not None and threads < 1:
-            found.say(f"threads must be at least 1, found {threads}")
-        return cls(model=model, erased=erased, device=found.catch(lambda: device_of(device)) or "cpu", threads=threads)
-
-    @property
-    def canvas(self) -> bool:
-        """Whether it is the bundled model."""
-        return is_canvas(self.model)
-
-    @property
-    def name(self) -> str:
-        """For records: "canvas", or the folder's name without its path."""
-        return CANVAS if self.canvas else folder_of(self.model).resolve().name
-
-    def load(self) -> tuple[Model, dict[str, Any]]:
-        """The model with the erasure laid on, and the erasure's record (empty without one).
-
-        All is computed in float32; the values are those that a published folder will hold, in its number format.
-
-        Raises:
-            ModelError, CheckpointError: a damaged file, or an erasure of another model.
-        """
-        use_threads(self.threads, small=self.canvas)
-        model = load(folder_of(self.model), device=self.device)
-        if self.erased is None:
-            return model, {}
-        delta = WeightDelta.load(_delta_file(self.erased))
-        lay_on(model, delta)
-        concepts = delta.meta.get("concepts") or []
-        targets = [str(concept["target"]) for concept in concepts if isinstance(concept, dict) and "target" in concept]
-        return model, {"method": delta.meta.get("method"), "targets": targets, "base": delta.meta.get("base")}
-
-
-def lay_on(model: Model, delta: WeightDelta) -> None:
-    """Apply a delta to a float32 model, also one that was learned in 16 bits.
-
-    Its base is then the model rounded to 16 bits; the tensors that it changes get the very values that the erased model
-    had, all others keep theirs. At the end everything is rounded to the number format of the model's files.
-
-    Raises:
-        ModelError: it was learned on another model.
-    """
-    values = dict(model.denoiser.named_parameters())
-    before = {name: value.detach().clone() for name, value in values.items()}
-    base, kind = delta.meta.get("base"), torch.float32
-    with torch.no_grad():
-        for narrow in (torch.bfloat16, torch.float16):
-            if base is None or model.digest(fresh=True) == base:
-                break
-            kind = narrow
-            for name, value in values.items():
-                value.copy_(before[name].to(kind))
-        if base is not None and model.digest(fresh=True) != base:
-            kind = torch.float32
-            for name, value in values.items():
-                value.copy_(before[name])
-        delta.apply(model)  # refuses what is not its base
-        for name, value in values.items():
-            value.copy_(value.to(kind) if name in delta.tensors else before[name])
-    export.rounded(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,13 +149,6 @@ def resolve(options: GuardLearn) -> GuardPlan:
     )
 
 
-def check_domains(given: Sequence[str], base: Base, found: Mistakes) -> None:
-    """Whether these domains exist and have different names; mistakes go into ``found``."""
-    for each in given:
-        found.catch(lambda each=each: domains.source(each, bundled=base.canvas))  # type: ignore[misc]
-    found.catch(lambda: domains.check_names(given))
-
-
 def _method(
     name: str, given: Mapping[str, Any], canvas: bool, found: Mistakes
 ) -> tuple[FreezeAsGuard | None, tuple[str, ...] | None, int]:
@@ -299,38 +199,3 @@ def mask_config(folder: Path) -> dict[str, Any]:
             found="; ".join(map(str, found.errors[:5])),
         )
     return config
-
-
-def _model_of(erased: str) -> str | None:
-    """The model of the run that an erasure is of; None where its configuration is not beside it.
-
-    Raises:
-        CheckpointError: a damaged configuration.
-    """
-    place = Path(erased).expanduser()
-    path = (place if place.is_dir() else place.parent) / "config.json"
-    if not path.is_file():
-        return None
-    config = state.read_json(path)
-    model = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(model, str):
-        raise CheckpointError(f"{path} does not say which model was erased from", fix="give the model with --model")
-    return model
-
-
-def _delta_file(erased: str) -> Path:
-    """The delta of an erasure's folder, or the file itself.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = Path(erased).expanduser()
-    if path.is_dir():
-        if not (path / "delta.safetensors").is_file():
-            raise ConfigError(
-                f"'{erased}' holds no finished erasure", found="no delta.safetensors", fix="run its 'unteach erase'"
-            )
-        return path / "delta.safetensors"
-    if not path.is_file():
-        raise ConfigError(f"there is no erasure '{erased}'", fix="give a folder of 'unteach erase', or its delta file")
-    return path
