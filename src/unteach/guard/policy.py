@@ -50,7 +50,7 @@ def mask_of(
         illegal, innocent: names of the domains that it was made from.
         digests: name of a data set → digest.
         policy: id of the policy; made from the model and the frozen names when None.
-        erased: record of the erasure that was laid on, for the provenance.
+        erased: record of the erasure that was applied, for the provenance.
         model_name: for a reader; the model's folder when None.
         log: as in :class:`unteach.guard.learn.Learned`.
         history: steps, seconds, environment, command, as in :class:`Mask`.

@@ -54,7 +54,7 @@ TERMS: tuple[Term, ...] = (
     Term(
         "none on target",
         "Nothing known, on the concept's prompts",
-        "Share of the concept's prompts on which the judge says “none of these”: gone, but for wreckage.",
+        "Share of the concept's prompts on which the judge says “none of these”: gone, or a degenerate picture.",
     ),
     Term(
         "none on rest",
