@@ -15,7 +15,6 @@ from tests import toys
 from tests.erase.common import CONCEPT, quick, same
 from tests.guard import sets
 from torch import nn
-from unteach.guard.record import MaskData, MaskRecord
 
 from unteach.core import seeds
 from unteach.core.loop import Step
@@ -32,7 +31,9 @@ from unteach.guard.config import FreezeAsGuard
 from unteach.guard.enforce import enforce
 from unteach.guard.learn import learn
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.policy import mask_of_learned
 from unteach.guard.verify import verify
+from unteach.records.mask import Mask
 
 PROMPTS = ["a dog", "a cat", "a bomb"]
 EACH = pytest.mark.parametrize("kind", families.names(), indirect=True, scope="module")
@@ -332,11 +333,9 @@ def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     learned = learn(model, sets.guard_data(model, 2), config, seed=1)
     assert 0 < len(learned.frozen) < len(learned.scores)
     assert model.digest(fresh=True) == load(folder).digest()
-    record = MaskRecord.from_learned(
-        model, learned, name="mask", data=MaskData(("bomb",), ("dog",), {}, 0), seconds=1.0
-    )
-    path = record.save(tmp_path_factory.mktemp("mask") / "mask.json")
-    manifest = MaskRecord.load(path).manifest(model)
+    mask = mask_of_learned(model, learned, name="mask", illegal=("bomb",), innocent=("dog",), seconds=1.0)
+    assert Mask.load(mask.save(tmp_path_factory.mktemp("mask") / "mask.json")) == mask
+    manifest = FreezeManifest(**vars(mask.manifest))
     assert manifest.component == model.conventions.denoiser and set(manifest.components) == set(model.parts) - {
         manifest.component
     }
