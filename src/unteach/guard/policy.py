@@ -78,7 +78,7 @@ def mask_of(
         provenance=Provenance(
             {**made, **({"erased": dict(erased)} if erased else {})}, (seed,), dict(digests or {}), versions()
         ),
-        components={part: _component(model, part) for part in model.conventions.components if part != component},
+        components={part: _component(model, part) for part in model.parts if part != component},
     )
     check_model(model, manifest, "the mask")
     return Mask(
@@ -116,7 +116,7 @@ def check_model(model: Model, policy: Policy, what: str) -> None:
     Raises:
         ModelError: says which.
     """
-    # A policy knows what is published: buffers, too.
+    # Buffers, too: a transformer's table of positions is saved and hashed with its weights.
     own, shapes = {name: tuple(value.shape) for name, value in model.denoiser.state_dict().items()}, policy.shapes
     if own != shapes:
         odd = sorted(own.items() ^ shapes.items())
