@@ -9,17 +9,17 @@ import pytest
 import torch
 from tests import toys
 from tests.guard import sets
+from unteach.guard.baselines import Case, baselines, layer_type, matched, relabelled
+from unteach.guard.config import make
+from unteach.guard.learn import Learned, learn
 
 from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.errors import ConfigError
-from unteach.guard.baselines import Case, baselines, layer_type, matched, relabelled
 from unteach.guard.budget import costs
-from unteach.guard.config import make
 from unteach.guard.data import GuardData, losses
-from unteach.guard.learn import Learned, learn
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from tests.guard import sets
 from unteach.core import state
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, ModelError
-from unteach.guard.config import make
-from unteach.guard.learn import Learned, learn
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.methods import Selection
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import learn
 from unteach.guard.policy import check_model, mask_of, mask_of_learned
 from unteach.records.mask import Mask
 
@@ -28,17 +29,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def learned(tiny: Model) -> Learned:
-    config = make(steps=4, relearn_steps=3, batch_size=4, user_rates=[1e-3, 3e-3], budget="parameters", scale="raw")
+def learned(tiny: Model) -> Selection:
+    config = FreezeAsGuard(
+        steps=4, relearn_steps=3, batch_size=4, user_rates=[1e-3, 3e-3], budget="parameters", scale="raw"
+    )
     return learn(tiny, sets.guard_data(tiny, 2), config, seed=7)
 
 
-def mask_for(tiny: Model, learned: Learned, **more: Any) -> Mask:
+def mask_for(tiny: Model, learned: Selection, **more: Any) -> Mask:
     domains = {"illegal": ["bombs"], "innocent": ["dogs", "houses"]}
     return mask_of_learned(tiny, learned, name="freezeasguard", model_name="toy", **domains, **MORE, **more)
 
 
-def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Learned, tmp_path: Path) -> None:
+def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Selection, tmp_path: Path) -> None:
     mask = mask_for(tiny, learned)
     again = Mask.load(mask.save(tmp_path))
     assert again == mask and again.frozen == learned.frozen and again.name == "freezeasguard"
@@ -60,7 +63,7 @@ def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Learned, 
     assert [row["step"] for row in content["log"]] == [1, 3]
 
 
-def test_the_manifest_says_the_same(tiny: Model, learned: Learned) -> None:
+def test_the_manifest_says_the_same(tiny: Model, learned: Selection) -> None:
     mask = mask_for(tiny, learned, policy="p", erased={"method": "uce", "targets": ["x"]})
     manifest = FreezeManifest.of(mask.manifest)
     assert manifest.frozen == mask.frozen and manifest.model == tiny.digest(fresh=True) and manifest.policy == "p"
@@ -88,7 +91,7 @@ def test_a_mask_without_scores(tiny: Model, tmp_path: Path) -> None:
         mask_of(tiny, {"no such"}, name="x", method={}, **MORE)
 
 
-def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Learned, tmp_path: Path) -> None:
+def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Selection, tmp_path: Path) -> None:
     mask = mask_for(tiny, learned)
     made = mask.manifest
     old = {
@@ -110,7 +113,7 @@ def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Le
         FreezeManifest.of(again.manifest)
 
 
-def test_another_model_is_refused(tiny: Model, learned: Learned) -> None:
+def test_another_model_is_refused(tiny: Model, learned: Selection) -> None:
     policy = mask_for(tiny, learned).manifest
     weight = next(tiny.denoiser.parameters())
     before = weight.detach().clone()
@@ -155,7 +158,7 @@ def test_another_model_is_refused(tiny: Model, learned: Learned) -> None:
     ],
 )
 def test_wrong_files_are_refused(
-    change: Callable[[dict[str, Any]], object], words: str, tiny: Model, learned: Learned, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], words: str, tiny: Model, learned: Selection, tmp_path: Path
 ) -> None:
     path = mask_for(tiny, learned).save(tmp_path / "mask.json")
     content = state.read_json(path)

@@ -14,11 +14,11 @@ from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.errors import NumericsError
-from unteach.guard import relearn as module
-from unteach.guard.config import FreezeAsGuard, make
 from unteach.guard.data import GuardData, mean_losses
-from unteach.guard.learn import learn
-from unteach.guard.relearn import Watch, relearn
+from unteach.guard.methods import relearn as module
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import learn
+from unteach.guard.methods.relearn import Watch, relearn
 
 COLOUR, ACCIDENT = (torch.tensor(signs).view(4, 1, 1) for signs in ([1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]))
 
@@ -58,7 +58,7 @@ def model(trained: tuple[Model, dict[str, Tensor]]) -> Model:
 
 
 def settings(relearn_steps: int, rate: float, **more: object) -> FreezeAsGuard:
-    return make(**{"relearn_steps": relearn_steps, "relearn_rate": rate, "batch_size": 8, **more})
+    return FreezeAsGuard(**{"relearn_steps": relearn_steps, "relearn_rate": rate, "batch_size": 8, **more})
 
 
 @pytest.fixture
