@@ -42,7 +42,14 @@ def test_the_method_of_the_guide_works(tmp_path: Path) -> None:
     try:
         model = load(toys.build("sd", tmp_path / "toy"))
         concept = Concept(target="dog", anchor="cat", prompts=("a {}",), retain=("a car",))
-        small = {"steps": 2, "batch": 2, "images": 2, "retain_images": 2, "num_inference_steps": 2, "lr": 1e-3}
+        small = {
+            "steps": 2,
+            "batch_size": 2,
+            "images": 2,
+            "retain_images": 2,
+            "num_inference_steps": 2,
+            "learning_rate": 1e-3,
+        }
         delta = erase(model, concept, "to-nothing", **small)
         assert any(bool(torch.any(value != 0)) for value in delta.tensors.values())
     finally:

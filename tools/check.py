@@ -46,7 +46,6 @@ SECRETS: Mapping[str, re.Pattern[bytes]] = {
 # Circles that are still open; none may come in, and this list must shrink to nothing.
 OPEN_CIRCLES: Sequence[frozenset[str]] = [
     frozenset({"unteach.diffusion.conventions", "unteach.diffusion.model"}),
-    frozenset({"unteach.commands.learn", "unteach.commands.options"}),
     frozenset(
         {f"unteach.commands.{name}" for name in ("attack", "guard", "guard_plan", "guard_verify", "options_guard")}
     ),
@@ -127,7 +126,8 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     """Sets of modules of which each imports every other, at last."""
     reached = {}
     for start in graph:
-        seen, pending = set(), [start]
+        seen: set[str] = set()
+        pending = [start]
         while pending:
             new = graph[pending.pop()] - seen
             seen |= new

@@ -92,7 +92,8 @@ def check_model(model: Model, policy: Policy, what: str) -> None:
     Raises:
         ModelError: says which.
     """
-    own, shapes = {name: tuple(value.shape) for name, value in model.denoiser.named_parameters()}, policy.shapes
+    # A policy knows what is published: buffers, too.
+    own, shapes = {name: tuple(value.shape) for name, value in model.denoiser.state_dict().items()}, policy.shapes
     if own != shapes:
         odd = sorted(own.items() ^ shapes.items())
         raise ModelError(f"{what} is for another model", found=f"{len(odd)} differences, such as '{odd[0][0]}'")
