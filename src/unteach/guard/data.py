@@ -10,6 +10,7 @@ from torch import Tensor
 from unteach.core import seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.domains import Domains
 from unteach.diffusion.examples import Examples, disjoint, mixed
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
@@ -47,6 +48,12 @@ class GuardData:
             for a in self.innocent_user:
                 for b in self.innocent_publisher:
                     disjoint(a, b)
+
+    @classmethod
+    def of(cls, domains: Domains, model: Model) -> "GuardData":
+        """The mask's share of the pictures of domains, encoded by the model."""
+        sets = domains.learned(model)
+        return cls(sets["illegal user"], sets["illegal publisher"], sets["innocent user"], sets["innocent publisher"])
 
     def digests(self) -> dict[str, str]:
         """What was learned from."""

@@ -1,5 +1,7 @@
 """The mask of a model in memory, with its freeze policy; and whether a model is the one that a policy is for."""
 
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -8,14 +10,44 @@ from unteach.diffusion.delta import versions
 from unteach.diffusion.export import loaded
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
-from unteach.errors import ModelError
+from unteach.errors import ConfigError, ModelError, NumericsError
+from unteach.guard.data import GuardData
 from unteach.guard.files import Safetensors
 from unteach.guard.hashes import InMemory, component_digest
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.methods.base import Guard, Selection
+from unteach.guard.methods.base import Guard, Job, Selection
+from unteach.records import environment
 from unteach.records.mask import Mask, Policy, Provenance, Step
 
-__all__ = ["check_model", "mask_of"]
+__all__ = ["check_model", "mask_by", "mask_of"]
+
+
+def mask_by(guard: Guard, model: Model | Pipeline, data: GuardData, job: Job, **more: Any) -> Mask:
+    """Run a guard and give its mask.
+
+    Args:
+        guard: how to choose.
+        model: what will be published: a model, or a diffusers pipeline.
+        data: what must not be learned and what must.
+        job: seed, folder and events.
+        more: further arguments of :func:`mask_of`.
+
+    Raises:
+        NumericsError: it diverged or gained nothing; what it left in the job's folder is removed, as it helps nobody.
+        ConfigError: a guard that changes the weights themselves.
+    """
+    begin, model = time.monotonic(), Model.of(model, edit=True)
+    try:
+        made = guard.run(model, data, job)
+    except NumericsError:
+        if job.out is not None:
+            shutil.rmtree(job.out, ignore_errors=True)
+        raise
+    job.events.close()
+    if made.mask is None or made.delta is not None:
+        raise ConfigError(f"the guard '{guard.name}' changes weights: what it gives is no mask alone")
+    more |= {"seconds": round(time.monotonic() - begin, 3), "environment": vars(environment.collect())}
+    return mask_of(model, made.mask, guard, seed=job.seed, digests=data.digests(), **more)
 
 
 def mask_of(

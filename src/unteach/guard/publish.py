@@ -1,4 +1,4 @@
-"""Publish a guarded model: its pipeline, the freeze manifest, the stamps in its weights, a signature; checked before."""
+"""Publish a guarded model: its pipeline, the freeze manifest, the stamps in its weights, a signature; verified."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -12,6 +12,7 @@ from typing import ClassVar
 from unteach.core.events import SILENT, Events
 from unteach.core.registry import Methods
 from unteach.core.settings import Settings, setting
+from unteach.core.text import duration
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
 from unteach.guard.budget import highest
@@ -81,6 +82,12 @@ class Cost:
 
     steps: int = 0
     seconds: float = 0.0
+
+    def text(self) -> str:
+        """In words."""
+        if not self.steps:
+            return "no training is needed"
+        return f"at most {self.steps} training steps: about {duration(self.seconds)}"
 
 
 @dataclass(frozen=True, kw_only=True)
