@@ -9,7 +9,7 @@ from typing import Any
 from unteach.attack.sweep import sweep
 from unteach.commands.base import Base, check_domains
 from unteach.commands.console import events, say, wrote
-from unteach.commands.guard_plan import mask_config
+from unteach.commands.guard import mask_config
 from unteach.commands.options_guard import Attack
 from unteach.commands.verb import Mistakes
 from unteach.core import places, state
