@@ -47,9 +47,7 @@ SECRETS: Mapping[str, re.Pattern[bytes]] = {
 OPEN_CIRCLES: Sequence[frozenset[str]] = [
     frozenset({"unteach.diffusion.conventions", "unteach.diffusion.model"}),
     frozenset({"unteach.commands.learn", "unteach.commands.options"}),
-    frozenset(
-        {f"unteach.commands.{name}" for name in ("attack", "guard", "guard_plan", "guard_verify", "options_guard")}
-    ),
+    frozenset({f"unteach.commands.{name}" for name in ("guard", "guard_plan", "guard_verify", "options_guard")}),
 ]
 
 # What is not to be written: what is. Keys in quotes may stay, because files on disk have them.

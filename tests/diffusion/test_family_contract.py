@@ -15,6 +15,7 @@ from tests import toys
 from tests.erase.common import CONCEPT, quick, same
 from tests.guard import sets
 from torch import nn
+from unteach.guard.record import MaskData, MaskRecord
 
 from unteach.core import seeds
 from unteach.core.loop import Step
@@ -31,7 +32,6 @@ from unteach.guard.config import FreezeAsGuard
 from unteach.guard.enforce import enforce
 from unteach.guard.learn import learn
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.record import MaskData, MaskRecord
 from unteach.guard.verify import verify
 
 PROMPTS = ["a dog", "a cat", "a bomb"]

@@ -29,6 +29,7 @@ Subject = Literal[
     "streams",
     "networks",
     "masks",
+    "attacks",
     "domains",
 ]
 
@@ -53,6 +54,7 @@ class List(Verb):
             "streams": _streams,
             "networks": _networks,
             "masks": lambda: _masks(self.verbose),
+            "attacks": lambda: _attacks(self.verbose),
             "domains": _domains,
             "families": _families,
             "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
@@ -141,6 +143,16 @@ def _masks(verbose: bool) -> Iterator[str]:
         yield line
         if verbose and name == FreezeAsGuard.name:
             yield from _settings(FreezeAsGuard)
+
+
+def _attacks(verbose: bool) -> Iterator[str]:
+    from unteach.attack import attacks
+
+    for name, line in zip(attacks, _table([(name, attacks.describe(name)) for name in attacks]), strict=True):
+        yield line
+        if verbose:
+            yield from _settings(attacks[name])
+    yield from _table([(name, f"preset of {attacks.describe(name)}") for name in attacks.presets])
 
 
 def _domains() -> Iterator[str]:

@@ -16,15 +16,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unteach.core import seeds
+from unteach.core import seeds, state
 from unteach.core.registry import near
 from unteach.data import emoji
 from unteach.data.captioned import captioned
 from unteach.diffusion.examples import Examples, encoded
 from unteach.diffusion.model import Model
-from unteach.errors import ConfigError, DataError
+from unteach.errors import ConfigError, DataError, UnteachError
 
-__all__ = ["REST", "ROLES", "Domain", "apart", "available", "check_names", "rest", "shown", "source"]
+__all__ = [
+    "REST",
+    "ROLES",
+    "Domain",
+    "Domains",
+    "apart",
+    "available",
+    "check_names",
+    "digests",
+    "rest",
+    "shown",
+    "source",
+]
 
 ROLES = ("user", "publisher", "attack", "probe")
 SIDES: Mapping[str, tuple[str, str]] = {"mask": ("user", "publisher"), "attack": ("attack", "probe")}
@@ -143,6 +155,64 @@ class Domain:
         suffix = [f"/view {view}" if self.views is VIEWS else "" for view in views]
         ids = [self.ids[row] + end for end in suffix for row in rows]
         return encoded(model, f"{self.name}/{role}", images, [self.captions[row] for row in rows] * len(views), ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """What is illegal and what is innocent in a guard or an attack, split by one seed; :meth:`read` makes it.
+
+    Attributes:
+        illegal, innocent: no picture is in both.
+    """
+
+    illegal: tuple[Domain, ...]
+    innocent: tuple[Domain, ...]
+
+    @classmethod
+    def read(cls, illegal: Sequence[str], innocent: Sequence[str], model: Model, seed: int) -> "Domains":
+        """Read them all.
+
+        Args:
+            illegal, innocent: names of bundled domains, or folders.
+            model: whose size the pictures get.
+            seed: which picture has which role.
+
+        Raises:
+            ConfigError, DataError: domains that do not exist or cannot be used (all are listed), or a picture in both.
+        """
+        found: list[Domain] = []
+        wrong: list[UnteachError] = []
+        for given in (*illegal, *innocent):
+            try:
+                found.append(Domain.read(given, model, seed))
+            except UnteachError as error:
+                wrong.append(error)
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            raise DataError.many([str(error) for error in wrong], where="the pictures")
+        bad, good = found[: len(illegal)], found[len(illegal) :]
+        ids = [[(domain.name, set(domain.ids)) for domain in side] for side in (bad, good)]
+        apart(ids[0], ids[1], "what is illegal must not be among what is innocent")
+        return cls(tuple(bad), tuple(good))
+
+    @property
+    def every(self) -> tuple[Domain, ...]:
+        """All of them, the illegal first."""
+        return (*self.illegal, *self.innocent)
+
+    def learned(self, model: Model) -> dict[str, list[Examples]]:
+        """The sets that a mask is learned from: "illegal user", "illegal publisher", "innocent user" and so on."""
+        return {
+            f"{kind} {role}": [domain.examples(model, role) for domain in side]
+            for kind, side in (("illegal", self.illegal), ("innocent", self.innocent))
+            for role in SIDES["mask"]
+        }
+
+
+def digests(sets: Mapping[str, Sequence[Examples]]) -> dict[str, str]:
+    """Name of several sets → digest of them all."""
+    return {name: state.fingerprint([part.digest() for part in parts]) for name, parts in sets.items()}
 
 
 def apart(first: Iterable[tuple[str, set[str]]], second: Iterable[tuple[str, set[str]]], why: str) -> None:

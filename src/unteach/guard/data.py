@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unteach.core import state
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
+from unteach.diffusion.domains import digests
 from unteach.diffusion.examples import Examples, disjoint
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
@@ -50,13 +50,14 @@ class GuardData:
 
     def digests(self) -> dict[str, str]:
         """What was learned from."""
-        named = {
-            "illegal user": self.illegal_user,
-            "illegal publisher": self.illegal_publisher,
-            "innocent user": self.innocent_user,
-            "innocent publisher": self.innocent_publisher,
-        }
-        return {name: state.fingerprint([part.digest() for part in parts]) for name, parts in named.items()}
+        return digests(
+            {
+                "illegal user": self.illegal_user,
+                "illegal publisher": self.illegal_publisher,
+                "innocent user": self.innocent_user,
+                "innocent publisher": self.innocent_publisher,
+            }
+        )
 
 
 def draw(parts: Sequence[Examples], step: Step, purpose: str, count: int) -> tuple[Tensor, Conditioning]:
