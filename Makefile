@@ -25,6 +25,10 @@ demo: $(STAMP)  ## Erase a concept from the bundled model, judge it, write runs/
 test: $(STAMP)  ## All checks: style, types, imports, lengths, secrets, sizes, tests
 	$(BIN)/python tools/check.py
 
+.PHONY: test-fast
+test-fast: $(STAMP)  ## The tests, without the slowest
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow'
+
 # What touches other people's libraries; the rest of the suite is arithmetic on torch tensors.
 FLOORS := .venv-floors
 FLOOR_TESTS ?= tests/diffusion tests/erase tests/guard tests/canvas/test_bundled.py

@@ -15,6 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,17 @@ def arms(pairs: Sequence[tuple[str, str]] = PAIRS, numbers: Sequence[int] = (0,)
     found = []
     for seed in numbers:
         found += [Arm("uce", *pair, "uce", seed=seed) for pair in pairs]
-        found += [Arm(name, *pair, name, seed=seed) for pair in pairs for name in ("ablate", "doco")]
         found += [Arm("uce plain", *pair, "uce-plain", seed=seed) for pair in (other, thing)]
-        tiny = {"lr": 1e-6, "steps": 150, "warm_up": 50}
+        tiny = {"learning_rate": 1e-6, "steps": 150, "warm_up": 50}
         huge = {"pace": 2.0, "retain_weight": 0.0, "look_every": 0, "steps": 60}
         found += [
             Arm("ablate, five steps", *other, "ablate", {"steps": 5}, seed),
             Arm("doco, tiny rate", *thing, "doco", tiny, seed),
             Arm("ablate, huge rate", *style, "ablate", huge, seed),
         ]
+        # In this order a study that was stopped has some of everything.
+        for names in (("ablate", "doco"), ("doco", "ablate")):
+            found += [Arm(name, *pair, name, seed=seed) for pair, name in zip(pairs, cycle(names), strict=False)]
     return found
 
 
@@ -189,6 +192,34 @@ def row(record: dict[str, Any], before: dict[str, list[int]]) -> dict[str, Any]:
     return {"arm": record["arm"], "judge": shares, "check": numbers, "verdicts": compared(record, before), **more}
 
 
+def write(rows: list[dict[str, Any]], missing: list[str], args: argparse.Namespace, pipeline: dict[str, float]) -> None:
+    """The published file of the runs so far."""
+    order = [arm.key for arm in arms(PAIRS, range(args.seeds))]
+    config = {
+        "drawing": DRAWING,
+        "tuned on": TUNING,
+        "seen in a first round": SEEN,
+        "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
+        "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
+    }
+    before = unchanged(args.work, PAIRS)
+    state.write_json(
+        RESULT,
+        {
+            "command": f"python benchmarks/strange_erasures.py --work FOLDER --seeds {args.seeds}",
+            "config": config,
+            "environment": asdict(environment.collect()),
+            "pipeline": pipeline,
+            "not run": missing,
+            "unchanged": {
+                target: {name: asdict(wilson(*counts)) for name, counts in found.items()}
+                for target, found in before.items()
+            },
+            "rows": sorted(rows, key=lambda row: order.index(Arm(**row["arm"]).key)),
+        },
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -199,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pairs = (*SEEN, *TUNING) if args.choosing else PAIRS
     chosen = arms(pairs, range(args.seeds))
-    pipeline, rows, order = build(args.work), [], {arm.key: i for i, arm in enumerate(chosen)}
+    pipeline, rows, order = build(args.work), [], [arm.key for arm in chosen]
     before = unchanged(args.work, pairs)
     pool = multiprocessing.get_context("spawn").Pool(args.processes)
     for record in pool.imap_unordered(run, [(arm, args.work) for arm in chosen], chunksize=1):
@@ -214,30 +245,9 @@ def main() -> None:
             "" if told["agree"] else "<- differ",
             flush=True,
         )
+        if not args.choosing:
+            write(rows, [key for key in order if key not in {Arm(**row["arm"]).key for row in rows}], args, pipeline)
     print(f"{sum(row['verdicts']['agree'] for row in rows)} of {len(rows)} agree in every word")
-    if args.choosing:
-        return
-    config = {
-        "drawing": DRAWING,
-        "tuned on": TUNING,
-        "seen in a first round": SEEN,
-        "judge": {"gone": GONE, "anchor": ANCHORED, "kept": KEPT},
-        "prompts": {"style": STYLE_PROMPTS, "object": OBJECT_PROMPTS, "retain": STYLE_RETAIN},
-    }
-    state.write_json(
-        RESULT,
-        {
-            "command": f"python benchmarks/strange_erasures.py --work FOLDER --seeds {args.seeds}",
-            "config": config,
-            "environment": asdict(environment.collect()),
-            "pipeline": pipeline,
-            "unchanged": {
-                target: {name: asdict(wilson(*counts)) for name, counts in found.items()}
-                for target, found in before.items()
-            },
-            "rows": sorted(rows, key=lambda row: order[Arm(**row["arm"]).key]),
-        },
-    )
 
 
 if __name__ == "__main__":

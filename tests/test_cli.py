@@ -23,7 +23,8 @@ from unteach.evaluate.prompts import PROTOCOLS, Protocol
 from unteach.records.erasure import ConceptRecord, Metric, Results
 
 QUICK = [
-    "steps=4", "warm_up=1", "batch=2", "lr=0.01", "d_width=8", "images=4", "retain_images=4", "num_inference_steps=2",
+    "steps=4", "warm_up=1", "batch_size=2", "learning_rate=0.01", "d_width=8", "images=4", "retain_images=4",
+    "num_inference_steps=2",
 ]  # fmt: skip
 DONE = (0, NOT_AS_ASKED)
 """A toy learns little in four steps: that the command ended well is one thing, what its check found another."""
@@ -174,7 +175,7 @@ def test_u2_the_exit_code_says_what_the_check_found(
     toys: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "idle"
-    idle = toy_command(toys["sd"], out, "--set", "lr=1e-9", "weight_decay=0")
+    idle = toy_command(toys["sd"], out, "--set", "learning_rate=1e-9", "weight_decay=0")
     assert main(idle) == NOT_AS_ASKED == 4
     said = capsys.readouterr()
     assert "did it work? nothing happened" in said.out and "twemoji → openmoji: nothing happened (0 %" in said.out
@@ -225,7 +226,10 @@ def test_a_run_that_is_refused_before_it_begins_takes_its_configuration_back(
     line = [*base, "--out", str(tmp_path / "run")]
     foreign = ["--set", "train=[conv_in.*]"]  # only the method itself knows that it cannot edit these
     assert main([*line, *foreign]) == 2
-    assert "UCE can only edit keys and values" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        "UCE can only edit layers that read nothing but the text" in capsys.readouterr().err
+        and not (tmp_path / "run").exists()
+    )
     # A folder that was there, with the user's file, stays as it was; the corrected command is no other run.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -347,7 +351,7 @@ def test_models_that_are_none(toys: dict[str, Path], tmp_path: Path, capsys: pyt
     (wrong / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     for model, message in (
         (tmp_path / "nowhere", "there is no folder"),
-        (wrong, "known families: sd (StableDiffusionPipeline), sdxl"),
+        (wrong, "known families: sd (StableDiffusionPipeline), sd3 (StableDiffusion3Pipeline), sdxl"),
         (toys["sd"] / "unet", "has no model_index.json"),
     ):
         assert main(["erase", "--model", str(model), *CONCEPT, "--out", str(tmp_path / "x")]) == 2
@@ -367,9 +371,13 @@ def test_a_folder_that_cannot_be_written(
 def test_what_the_bundled_model_can_draw_is_known_before_it_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["erase", "--target", "twemojy", "--set", "lr=fast", "--out", str(tmp_path / "x")]) == 2
+    assert main(["erase", "--target", "twemojy", "--set", "learning_rate=fast", "--out", str(tmp_path / "x")]) == 2
     said = capsys.readouterr().err
-    assert "did you mean 'twemoji'" in said and "lr must be a finite number" in said and "has 2 mistakes" in said
+    assert (
+        "did you mean 'twemoji'" in said
+        and "learning_rate must be a finite number" in said
+        and "has 2 mistakes" in said
+    )
 
 
 def test_debug_shows_where_it_came_from(
@@ -413,7 +421,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ("presets", methods.presets.names()),
         ("styles", list(STYLES)),
         ("objects", [info.name for info in OBJECTS]),
-        ("families", ["sd", "sdxl"]),
+        ("families", ["sd", "sd3", "sdxl"]),
         ("models", ["canvas", "FOLDER"]),
     ):
         assert main(["list", what]) == 0
@@ -552,6 +560,7 @@ def test_erase_and_evaluate_the_bundled_model(
 # demo
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # Two concepts, of which the bundled model knows one: one goes through, the other one fails.
     bomb = next(erasure for erasure in demo.ERASURES if erasure.target == "bomb")

@@ -209,9 +209,12 @@ def test_keys_are_never_overwritten(place: Path, capsys: pytest.CaptureFixture[s
 def test_a_failed_apply_leaves_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask, out = tmp_path / "mask", tmp_path / "out"
     shutil.copytree(place / "mask", mask)
-    content = state.read_json(mask / "manifest.json")
-    content["components"]["vae"] = "0" * 64  # seen when everything is written: the folder does not verify
-    state.write_json(mask / "manifest.json", content)
+    content = state.read_json(mask / "mask.json")
+    content["manifest"]["components"]["vae"] = "0" * 64  # seen when everything is written: the folder does not verify
+    state.write_json(mask / "mask.json", content)
+    assert main(["guard", "apply", str(mask), "--out", str(out)]) == 2
+    assert "do not belong together" in capsys.readouterr().err  # manifest.json says another
+    (mask / "manifest.json").unlink()
     assert main(["guard", "apply", str(mask), "--out", str(out)]) == 2
     assert "not of this base: its 'vae'" in capsys.readouterr().err and list(tmp_path.iterdir()) == [mask]
     assert main(["guard", "apply", str(mask), "--out", str(mask), "--key", str(place / "keys/none.pem")]) == 2
@@ -278,7 +281,7 @@ def test_verify_tells_conform_violates_undecidable_and_no_verdict_apart(
     assert "forged" in capsys.readouterr().err
     assert verify(place, published, "--signature", str(signature)) == 2 and "give both" in capsys.readouterr().err
     assert verify(place, published, manifest=place / "mask" / "mask.json") == 2
-    assert "not a freeze manifest" in capsys.readouterr().err
+    assert "not a file of the format unteach-freeze-manifest" in capsys.readouterr().err
 
 
 def test_verify_into_a_closed_pipe_still_exits_with_the_verdict(place: Path, tmp_path: Path) -> None:
@@ -299,6 +302,7 @@ def attack(out: Path, *more: str) -> list[str]:
     return ["attack", "relearn", *SHORT, "--out", str(out), *more]
 
 
+@pytest.mark.slow
 def test_an_attack_is_measured_resumes_and_grows(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_end(tmp_path: Path) -> None:
     call = [sys.executable, "benchmarks/security/kills.py", "--work", str(tmp_path), "--kills", "12"]
     done = subprocess.run(

@@ -142,6 +142,7 @@ def test_a_run_that_was_broken_off_goes_on(done: Path, tmp_path: Path, monkeypat
     assert measured == {(r.key.method, r.key.plugin, r.key.seed): r.matrices for r in theirs}
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(done: Path, tmp_path: Path) -> None:
     small = config(tmp_path, methods=["fine-tune"], plugins=None)
     assert main(["learn", "--config", small, "--out", str(tmp_path / "out"), "--workers", "2", "--verbose"]) == 0

@@ -15,6 +15,7 @@ from benchmarks.security import mutators
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_no_traceback_no_hang_no_code_run(tmp_path: Path) -> None:
     call = [sys.executable, "benchmarks/security/mutations.py", "--work", str(tmp_path), "--files", "300"]
     done = subprocess.run(

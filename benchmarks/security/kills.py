@@ -74,7 +74,7 @@ def jobs(work: Path) -> dict[str, Job]:
     """The commands; what they need is made once under ``work``."""
     toy = str(work / "toy")
     concept = ["--target", "twemoji", "--anchor", "openmoji", "--kind", "style", "--prompts", "a {} dog", "{} cat"]
-    small = ["steps=12", "warm_up=4", "batch=2", "lr=0.01", "d_width=8", "images=4", "retain_images=4"]
+    small = ["steps=12", "warm_up=4", "batch_size=2", "learning_rate=0.01", "d_width=8", "images=4", "retain_images=4"]
     doco = ["erase", "--model", toy, *concept, "--method", "doco", "--save-every", "2"]
     grid = ["learn", "--config", str(work / "grid.yaml")]
     mask = ["guard", "learn", "--model", toy, "--illegal", str(work / "bad"), "--innocent", str(work / "good")]

@@ -41,9 +41,9 @@ import torch
 from benchmarks.security import mutators
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.evaluate.test_results import full
 from tests.guard import checkpoints
 from tests.records import guarded, learned
+from tests.records.test_erasure import full
 from tests.toys import build
 from unteach.commands.options import Learn
 

@@ -36,6 +36,7 @@ def test_the_bundled_judges() -> None:
         assert line.startswith(f"{name}: ") and "\n" not in line and "object 0.99" in line.replace("1.000", "0.999")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("views", "objects", "styles"),
     [("weak views", 0.99, 0.985), ("strong views", 0.97, 0.95), ("soft views", 0.97, 0.95)],
@@ -48,6 +49,7 @@ def test_right_on_fresh_views(name: str, views: str, objects: float, styles: flo
     assert row["style"] >= styles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*negatives.TRAINED, *negatives.UNSEEN])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_object_in_negatives(name: str, kind: str) -> None:
@@ -127,7 +129,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     tensors, meta = state.load(model_path() / "judges" / "cnn.safetensors")
     path = tmp_path / "x.safetensors"
     for change, message in (
-        ({"version": 99}, "not a judge of this version"),
+        ({"version": 99}, "newer version"),
         ({"network": "oracle"}, "not a judge of this version"),
         ({"classes": {"objects": ["yeti"], "styles": []}}, "other objects or styles"),
         ({"network": "patch"}, "does not fit the network"),
@@ -140,6 +142,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_the_judges_are_independent() -> None:
     """Where one errs on hard pictures, the other is mostly right: they do not share their mistakes."""
     objects, styles = (t.repeat(3) for t in grid().pairs())

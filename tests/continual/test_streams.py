@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unteach.continual.streams import Stream, Task, blurred, channel_scale, load, split_classes, streams, with_scenario
-from unteach.continual.streams.builtin import KINDS, SISTERS
+from unteach.continual.streams.builtin import KINDS, PAIRED_STYLES
 from unteach.data import digits, emoji
 from unteach.errors import ConfigError, DataError
 
@@ -386,7 +386,7 @@ def test_no_icon_of_the_test_of_emoji_class_is_seen_in_training():
     generator = torch.Generator().manual_seed(0)
     for label in range(0, 60, 9):
         drawn = emoji.draw(canvas.icons[label].repeat(40, 1, 1, 1), generator)
-        held = canvas.style_index(SISTERS[label % 2])
+        held = canvas.style_index(PAIRED_STYLES[label % 2])
         for views, want in ((x[y == label], set(range(8)) - {held}), (test_x[test_y == label], {held})):
             nearest = torch.cdist(figure(views.float() / 255), figure(drawn)).argmin(1) % 8
             assert sorted(nearest.tolist()) == sorted(4 * list(want))

@@ -28,8 +28,8 @@ def finding(*effects: Effect, rest: float = 0.0) -> Finding:
         (finding(NOTHING), "nothing happened", False),
         (finding(NOTHING, rest=2.0), "nothing happened, the rest hurt", False),
         (finding(ERASED), "erased, the rest kept", True),
-        (finding(ERASED, rest=0.05), "erased, the rest kept", True),
-        (finding(ERASED, rest=0.2), "erased, the rest hurt", False),
+        (finding(ERASED, rest=0.25), "erased, the rest kept", True),
+        (finding(ERASED, rest=0.4), "erased, the rest hurt", False),
         (finding(GONE), "gone, but not the anchor, the rest kept", False),
         (finding(GONE, rest=2.0), "gone, but not the anchor, the rest hurt", False),
         (finding(ASIDE), "nothing happened", False),
@@ -51,7 +51,7 @@ def test_u2_every_outcome_has_its_words(found: Finding, verdict: str, good: bool
 def test_the_lines_carry_the_numbers() -> None:
     assert finding(PARTLY, rest=0.07).lines() == [
         "van gogh → art: partly erased (35 % of the way to the anchor, 0.72 of the distance left, 16 prompts)",
-        "the rest: kept (moved 0.07 of the natural spread, 24 prompts)",
+        "the rest: kept (moved 0.07 of the distance to the next picture, 24 prompts)",
     ]
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from tests import processes
 from torch import nn
 
 from unteach.continual import networks
@@ -28,6 +29,7 @@ CONVOLUTIONS = [
 
 CHILD = """
 import torch
+from tests import processes
 from torch import nn
 from unteach.continual import networks
 from unteach.continual.engine import learn
@@ -95,25 +97,19 @@ def test_a_narrow_resnet_trains_on_a_processor_without_avx512() -> None:
     assert (made.returncode, made.stdout) == (0, "ended 3\n"), made.stderr
 
 
-ALONE = """
-import torch
-from torch import nn
-from unteach.core.kernels import mend_group_norms
-
-norm = nn.GroupNorm(4, 8)
-for name, parameter in norm.named_parameters():
-    parameter.requires_grad_(name in {trained})
-x = torch.randn(2, 8, {side}, {side}).contiguous(memory_format=torch.channels_last)
-mend_group_norms(norm)
-norm(x).square().sum().backward()
-"""
+def alone(trained: list[str], side: int) -> None:
+    norm = nn.GroupNorm(4, 8)
+    for name, parameter in norm.named_parameters():
+        parameter.requires_grad_(name in trained)
+    x = torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last)
+    mend_group_norms(norm)
+    norm(x).square().sum().backward()
 
 
 @pytest.mark.parametrize(("trained", "side"), [(["weight"], 8), (["weight", "bias"], 32)])
 def test_a_group_norm_behind_frozen_layers_trains(trained: list[str], side: int) -> None:
     """Unmended, this child ends with a segmentation fault (torch 2.13.0)."""
-    script = ALONE.format(trained=trained, side=side)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = processes.run(alone, trained, side)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from tests import processes
 from tests.core import loop_script
@@ -17,6 +18,7 @@ def lines(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_kill_9_at_several_points_then_resumed_is_the_unbroken_run(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     whole = Net()

@@ -95,7 +95,7 @@ def test_lora_is_checked(sd: Model, tmp_path: Path) -> None:
         delta.to_lora(0, tmp_path)
     with pytest.raises(ConfigError, match="nothing in this delta can be written as a LoRA; found: 1 tensors"):
         change(sd, ["conv_in.bias"]).to_lora(4, tmp_path)
-    with pytest.raises(CheckpointError, match=r"found: family None; .*one of sd, sdxl"):
+    with pytest.raises(CheckpointError, match=r"found: family None; .*one of sd, sd3, sdxl"):
         WeightDelta(delta.tensors, {}).to_lora(4, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -248,4 +248,4 @@ def test_toys_are_the_same_each_time(tmp_path: Path) -> None:
     folders = [toys.build("sd", tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     digests = [load(folder).digest() for folder in folders]
     assert digests[0] == digests[1] != digests[2]
-    assert families.names() == ["sd", "sdxl"]
+    assert families.names() == ["sd", "sd3", "sdxl"]

@@ -183,7 +183,7 @@ def test_damaged_or_foreign_rows_are_refused(sd: Model, tmp_path: Path) -> None:
     twin.unlink()
     record = tmp_path / "one" / "sample.json"
     record.write_text("[]")
-    refused("not a record of samples of this version")
+    refused("sample.json is not a file of the format unteach-sample")
     record.unlink()
     refused("no sample.json")
 

@@ -22,9 +22,9 @@ CONCEPT = Concept(
 QUICK: dict[str, Any] = {
     "steps": 4,
     "warm_up": 1,
-    "batch": 2,
-    "lr": 1e-2,
-    "d_lr": 1e-3,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "d_learning_rate": 1e-3,
     "d_width": 8,
     "images": 4,
     "retain_images": 4,

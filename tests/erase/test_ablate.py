@@ -24,7 +24,7 @@ def test_steps_are_adamw_on_the_papers_loss(sd, teacher, weight):
     params = {n: p for n, p in unet.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n}
     before = {n: p.detach().clone() for n, p in params.items()}
     frozen = {n: p.detach().clone() for n, p in unet.state_dict().items()}
-    optimizer = torch.optim.AdamW(params.values(), lr=method.lr, weight_decay=method.weight_decay)
+    optimizer = torch.optim.AdamW(params.values(), lr=method.learning_rate, weight_decay=method.weight_decay)
 
     def output(batch, prompts, network=None):
         a = bar[batch.t].view(-1, 1, 1, 1)
@@ -63,11 +63,11 @@ def test_training_brings_the_target_to_the_anchor(model):
     method = plain(
         "ablate",
         steps=30,
-        lr=1e-2,
+        learning_rate=1e-2,
         retain_weight=0.0,
         weight_decay=0.0,
         teacher="original",
-        batch=4,
+        batch_size=4,
         clip=0.0,
     )
     probe = ("a twemoji dog", "an openmoji dog")

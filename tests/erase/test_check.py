@@ -126,21 +126,21 @@ def test_no_prompt_of_the_check_was_trained_on_or_kept(model: Model) -> None:
 
 def test_erase_returns_what_it_found_and_warns(sd: Model, tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="unteach"):
-        delta = erase(sd, CONCEPT, quick("ablate", lr=1e-7), out=tmp_path)
+        delta = erase(sd, CONCEPT, quick("ablate", learning_rate=1e-7), out=tmp_path)
     assert delta.check is not None and delta.check.verdict == "nothing happened"
     assert "the erasure was checked: nothing happened; twemoji → openmoji: nothing happened (0 %" in caplog.text
     path = tmp_path / "delta.safetensors"
     whole, loaded = path.read_bytes(), WeightDelta.load(path)
     assert loaded.check == delta.check
     # The finished one is read back, and not written anew.
-    assert erase(sd, CONCEPT, quick("ablate", lr=1e-7), out=tmp_path).check == delta.check
+    assert erase(sd, CONCEPT, quick("ablate", learning_rate=1e-7), out=tmp_path).check == delta.check
     assert path.read_bytes() == whole
     # One that was made without a check (or by an older version) gets one, and ends with the same bits.
     bare = {key: value for key, value in loaded.meta.items() if key not in ("check", "prompts")}
     dataclasses.replace(loaded, meta=bare).save(path)
-    again = erase(sd, CONCEPT, quick("ablate", lr=1e-7), out=tmp_path)
+    again = erase(sd, CONCEPT, quick("ablate", learning_rate=1e-7), out=tmp_path)
     assert again.check == delta.check and path.read_bytes() == whole
-    unchecked = erase(sd, CONCEPT, quick("ablate", lr=1e-7), check=False)
+    unchecked = erase(sd, CONCEPT, quick("ablate", learning_rate=1e-7), check=False)
     assert unchecked.check is None and same(unchecked, delta)
     # What was found of the whole is not said of a part.
     assert delta.scaled(0.5).check is None and delta.scaled(1.0).check == delta.check

@@ -174,9 +174,9 @@ def test_interrupted_is_unbroken(name, kind, model, erased, tmp_path):
     before, seen = weights(model), []
     for _ in range(2):  # stopped after step 2, then after step 3, each time right after that step was saved
         with pytest.raises(Stop):
-            erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, save_every=1, events=Steps(stop))
+            erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, save_every=1, events=Steps(stop, name))
         assert all(torch.equal(value, before[key]) for key, value in weights(model).items())
-    delta = erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, events=Steps(seen.append))
+    delta = erase(model, CONCEPT, quick(name), seed=5, out=tmp_path, events=Steps(seen.append, name))
     assert seen == [4] and same(delta, erased(name, kind))
 
 
@@ -185,12 +185,12 @@ def test_a_checkpoint_of_other_settings_is_refused_but_strength_is_free(name, sd
     erase(sd, CONCEPT, quick(name), seed=5, out=tmp_path)
     (tmp_path / "delta.safetensors").unlink()
     seen: list[int] = []
-    half = erase(sd, CONCEPT, quick(name, strength=0.5), seed=5, out=tmp_path, events=Steps(seen.append))
+    half = erase(sd, CONCEPT, quick(name, strength=0.5), seed=5, out=tmp_path, events=Steps(seen.append, name))
     assert seen == []  # the training was not repeated
     assert all(torch.equal(t, erased(name, "sd").tensors[n] * 0.5) for n, t in half.tensors.items())
     (tmp_path / "delta.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds another run.*config\.lr was 0.01, is now 0.02"):
-        erase(sd, CONCEPT, quick(name, lr=0.02), seed=5, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds another run.*config\.learning_rate was 0.01, is now 0.02"):
+        erase(sd, CONCEPT, quick(name, learning_rate=0.02), seed=5, out=tmp_path)
     with pytest.raises(CheckpointError, match=r"holds another run.*found: num_inference"):
         erase(sd, CONCEPT, quick(name, num_inference_steps=3), seed=5, out=tmp_path)
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_other_settings_is_refused_but_strength_is_free(name, sd
 def test_divergence_stops_the_run_and_keeps_the_last_good_state(name, sd, tmp_path):
     before = weights(sd)
     with pytest.raises(NumericsError, match="not finite"):
-        erase(sd, CONCEPT, quick(name, lr=1e30, steps=8, weight_decay=0.0), out=tmp_path, save_every=1)
+        erase(sd, CONCEPT, quick(name, learning_rate=1e30, steps=8, weight_decay=0.0), out=tmp_path, save_every=1)
     tensors, meta = state.load(tmp_path / "state.safetensors")
     assert 0 < meta["step"] < 8
     assert all(bool(torch.isfinite(t).all()) for key, t in tensors.items() if key.startswith("params/"))

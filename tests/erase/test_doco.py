@@ -91,7 +91,7 @@ def test_the_warm_up_leaves_the_student_alone(sd):
         last[:] = now
 
     method = plain("doco", steps=6, warm_up=4)
-    erase(sd, CONCEPT, method, events=Steps(look))
+    erase(sd, CONCEPT, method, events=Steps(look, "doco"))
     assert changed == [False] * 4 + [True] * 2 and method.updates() == 2
 
 
@@ -189,7 +189,9 @@ def test_one_step_is_the_papers(kind, model, settings, formula):
             # AdamW's first step is nearly the gradient's sign, so compare what it was given: its moment.
             used = run.optimizer.state[student.params[name]]["exp_avg"] / 0.1
             torch.testing.assert_close(used, grad, rtol=2e-3, atol=3e-5)
-            want = moved[name] * (1 - method.lr * method.weight_decay) - method.lr * used / (used.abs() + 1e-8)
+            want = moved[name] * (1 - method.learning_rate * method.weight_decay) - method.learning_rate * used / (
+                used.abs() + 1e-8
+            )
             torch.testing.assert_close(student.params[name].detach(), want, rtol=1e-4, atol=1e-5)
     assert ("retain_loss" in log) == (method.projection > 0 or method.retain_weight > 0)
     adversarial = float(l_u.detach()) - method.pair_weight * float((e_s.detach() - e_a).square().mean())
@@ -222,7 +224,7 @@ def test_the_discriminator_sees_the_student_as_it_was_before_its_update(sd):
     """§1.4.5: in the step of an update D's loss is that of the same step without one."""
     losses = []
     for warm_up in (0, 1):
-        method = plain("doco", warm_up=warm_up, steps=2, lr=0.5)
+        method = plain("doco", warm_up=warm_up, steps=2, learning_rate=0.5)
         with training(sd, method.selected(sd)) as student:
             _, game = game_of(method, sd, student)
             losses.append(float(game.step(Step(0, 2, 3))["discriminator_loss"]))
@@ -230,7 +232,7 @@ def test_the_discriminator_sees_the_student_as_it_was_before_its_update(sd):
 
 
 def test_the_discriminator_learns_what_it_is_told(sd):
-    method = plain("doco", steps=40, warm_up=39, batch=8, d_lr=1e-2, images=8, space="eps")
+    method = plain("doco", steps=40, warm_up=39, batch_size=8, d_learning_rate=1e-2, images=8, space="eps")
     with training(sd, method.selected(sd)) as student:
         _, game = game_of(method, sd, student)
         for param in student.live.values():

@@ -111,7 +111,7 @@ def test_the_papers_presets_have_none_and_a_rate_of_their_own():
     for name in OFFICIAL:
         method = make(name)
         assert method.kept_words == 0 and method.contexts == 0
-        assert methods.presets[name][0] == "uce" or (method.lr is not None and method.look_every == 0)
+        assert methods.presets[name][0] == "uce" or (method.learning_rate is not None and method.look_every == 0)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -124,7 +124,7 @@ def test_a_model_of_other_units_is_erased_alike(name, folder):
         norm.bias.div_(10)
         for key in scaled.cross_attention_kv():
             scaled.denoiser.get_parameter(key).mul_(10)
-    settings = {"kept_words": 7} | ({} if name == "uce" else {"lr": None, "clip": 0.0, "weight_decay": 0.0})
+    settings = {"kept_words": 7} | ({} if name == "uce" else {"learning_rate": None, "clip": 0.0, "weight_decay": 0.0})
     a, b = (erase(model, CONCEPT, quick(name, **settings), seed=5, check=False) for model in (plain, scaled))
     for key, change in a.tensors.items():
         assert float(change.norm()) > 0

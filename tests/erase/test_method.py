@@ -20,9 +20,9 @@ from unteach.errors import ConfigError
         ({"steps": 0}, "steps must be at least 1, found 0"),
         ({"steps": 3.5}, "steps must be a whole number, found 3.5"),
         ({"steps": True}, "steps must be a whole number, found True"),
-        ({"lr": 0}, "lr must be above 0, found 0"),
-        ({"lr": float("nan")}, "lr must be a finite number"),
-        ({"lr": "much"}, "lr must be a finite number, found 'much'"),
+        ({"learning_rate": 0}, "learning_rate must be above 0, found 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"learning_rate": "much"}, "learning_rate must be a finite number, found 'much'"),
         ({"t_max": 1.5}, "t_max must be at most 1"),
         ({"t_min": 0.5, "t_max": 0.5}, "t_min must be below t_max"),
         ({"space": "v"}, "space must be one of 'x0', 'eps', found 'v'"),
@@ -41,16 +41,16 @@ def test_each_mistake_is_named(settings, message):
 
 def test_all_mistakes_at_once():
     with pytest.raises(ConfigError) as error:
-        make("doco", steps=0, lr=-1, spaec="x0", t_min=2)
+        make("doco", steps=0, learning_rate=-1, spaec="x0", t_min=2)
     text = str(error.value)
     assert "the method 'doco' has 4 mistakes" in text and "did you mean 'space'" in text
 
 
 def test_values_are_brought_to_their_types():
     # PyYAML reads a number like 2e-5 as text.
-    method = make("doco", **yaml.safe_load("{lr: 2e-5, clip: 1, train: ['.*attn2.*']}"))
-    assert method == DoCo(lr=2e-5, clip=1.0, train=(".*attn2.*",)) and isinstance(method.clip, float)
-    assert hash(method) == hash(make("doco", lr=2e-5, train=(".*attn2.*",)))
+    method = make("doco", **yaml.safe_load("{learning_rate: 2e-5, clip: 1, train: ['.*attn2.*']}"))
+    assert method == DoCo(learning_rate=2e-5, clip=1.0, train=(".*attn2.*",)) and isinstance(method.clip, float)
+    assert hash(method) == hash(make("doco", learning_rate=2e-5, train=(".*attn2.*",)))
     assert UCE(guide="art").guide == "art" and UCE().guide is None
     with pytest.raises(ConfigError, match="guide must be text, found 3"):
         UCE(guide=3)
@@ -94,12 +94,15 @@ def test_the_presets_carry_the_papers_numbers():
     # Objects and nudity (doco §1.6): D learns at 1e-4, and the older state takes half of a conflict out.
     for name, projection in [("doco-paper", 1.0), ("doco-official-2024-11", 1.0), ("doco-official-2024-10", 0.5)]:
         style, thing = make(name), make(f"{name}-object")
-        assert (style.d_lr, style.projection) == (5e-4, 1.0) and (thing.d_lr, thing.projection) == (1e-4, projection)
-        assert dataclasses.replace(thing, d_lr=5e-4, projection=1.0) == style
+        assert (style.d_learning_rate, style.projection) == (5e-4, 1.0) and (
+            thing.d_learning_rate,
+            thing.projection,
+        ) == (1e-4, projection)
+        assert dataclasses.replace(thing, d_learning_rate=5e-4, projection=1.0) == style
     clean = make("doco-paper")
     assert (clean.updates(), clean.leak, clean.formula) == (1000, False, "orthogonal")
     assert make("ablate-paper") == Ablate(
-        steps=100, lr=1.6e-5, retain_weight=0.0, guidance_scale=6.0, num_inference_steps=50,
+        steps=100, learning_rate=1.6e-5, retain_weight=0.0, guidance_scale=6.0, num_inference_steps=50,
         teacher="current", retain_target="noise", kept_words=0, contexts=0, look_every=0,
     )  # fmt: skip
 
@@ -122,3 +125,11 @@ def test_a_method_of_ones_own_is_one_class(sd):
 
     twice, once = erase(sd, CONCEPT, Twice()), erase(sd, CONCEPT, UCE())
     assert twice.norm() == pytest.approx(2 * once.norm())
+
+
+def test_earlier_names_of_settings_work_with_a_word(caplog):
+    old = make("doco", lr=2e-5, batch=4, lr_warm_up=3, d_lr=1e-3)
+    assert old == make("doco", learning_rate=2e-5, batch_size=4, lr_warmup_steps=3, d_learning_rate=1e-3)
+    assert not caplog.records or "is called" in caplog.text
+    with pytest.raises(ConfigError, match="unknown setting 'lr'"):
+        make("doco", lr=1e-5, learning_rate=2e-5)

@@ -14,6 +14,7 @@ from unteach.diffusion import WeightDelta, load
 from unteach.erase import erase
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
     settings = {"method": "doco", **QUICK, "steps": 8, "warm_up": 2, "images": 20}
     out, toy = tmp_path / "run", folder("sd")
@@ -27,7 +28,7 @@ def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
             assert process.exitcode == -signal.SIGKILL, when
     whole = erase(load(toy), CONCEPT, "doco", seed=5, **{k: v for k, v in settings.items() if k != "method"})
     seen: list[int] = []
-    resumed = erase(load(toy), CONCEPT, seed=5, out=out, events=Steps(seen.append), save_every=2, **settings)
+    resumed = erase(load(toy), CONCEPT, seed=5, out=out, events=Steps(seen.append, "doco"), save_every=2, **settings)
     assert same(resumed, whole) and seen == []
     assert state.load(out / "state.safetensors")[1]["step"] == 8
     assert sorted(file.name for file in out.glob("[!.]*")) == [
@@ -41,7 +42,7 @@ def test_killed_at_any_point_and_resumed_it_is_as_if_unbroken(folder, tmp_path):
 @pytest.mark.parametrize("name", ["doco", "ablate"])
 def test_two_processes_agree(folder, tmp_path, name):
     """§6.9: every gradient is averaged over the processes, so both end with the same weights."""
-    method = quick(name, batch=4)
+    method = quick(name, batch_size=4)
     settings = {"method": method}
     toy = folder("sd")
     processes.together(worker.member, toy, tmp_path, settings)
@@ -52,5 +53,5 @@ def test_two_processes_agree(folder, tmp_path, name):
     if name == "ablate":
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     else:
-        # The discriminator normalises over a process's own share of the batch: a slightly different game.
+        # The discriminator normalises over a process's own share of the batch_size: a slightly different game.
         assert not torch.equal(a, b) and float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.8

@@ -48,7 +48,7 @@ def test_vectors_and_zeros_get_the_median_of_the_rest():
 
 @pytest.mark.parametrize("lr", [None, 2e-3])
 def test_the_first_update_moves_by_the_rate(sd, lr):
-    method = plain("ablate", lr=lr, steps=1, weight_decay=0.0)
+    method = plain("ablate", learning_rate=lr, steps=1, weight_decay=0.0)
     with training(sd, method.selected(sd)) as student:
         rates = fitted(student.before, method.pace)
     for name, change in erase(sd, CONCEPT, method, check=False).tensors.items():
@@ -56,15 +56,15 @@ def test_the_first_update_moves_by_the_rate(sd, lr):
 
 
 def test_a_rate_given_is_one_group_as_before(sd):
-    method = plain("ablate", lr=3e-3)
+    method = plain("ablate", learning_rate=3e-3)
     with training(sd, method.selected(sd)) as student:
         (group,) = start(method, sd, student).optimizer.param_groups
         assert group["lr"] == 3e-3
         assert [g["lr"] for g in method.groups(student)] == [3e-3]
-        assert len(plain("ablate", lr=None).groups(student)) == len(student.params)
+        assert len(plain("ablate", learning_rate=None).groups(student)) == len(student.params)
 
 
-STOPS = {"steps": 60, "batch": 4, "images": 16, "retain_images": 8, "lr": None}
+STOPS = {"steps": 60, "batch_size": 4, "images": 16, "retain_images": 8, "learning_rate": None}
 
 
 def test_training_ends_when_the_concept_is_erased_and_resumes_to_the_bit(sd, tmp_path):
@@ -86,7 +86,7 @@ def test_training_ends_when_the_concept_is_erased_and_resumes_to_the_bit(sd, tmp
             raise Stop
 
     with pytest.raises(Stop):
-        erase(sd, CONCEPT, quick("ablate", **stops), seed=5, out=tmp_path, save_every=3, events=Steps(stop))
+        erase(sd, CONCEPT, quick("ablate", **stops), seed=5, out=tmp_path, save_every=3, events=Steps(stop, "ablate"))
     again = erase(sd, CONCEPT, quick("ablate", **stops), seed=5, out=tmp_path, save_every=3)
     assert same(again, whole) and again.meta == whole.meta
     # Without looking, the training went on from the same weights.

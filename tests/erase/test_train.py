@@ -79,7 +79,7 @@ def test_later_tokens_still_learn(sd):
 
 
 def test_a_batch_depends_on_seed_step_and_item_alone(sd):
-    method = plain("ablate", batch=4, images=5)
+    method = plain("ablate", batch_size=4, images=5)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         whole = run.batch(step(2), "unlearn")
@@ -94,7 +94,7 @@ def test_a_batch_depends_on_seed_step_and_item_alone(sd):
 
 
 def test_data_is_used_in_whole_passes(sd):
-    method = plain("ablate", batch=2, images=6)
+    method = plain("ablate", batch_size=2, images=6)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         rows = [row for index in range(6) for row in run.batch(step(index), "unlearn").rows]
@@ -105,7 +105,7 @@ def test_data_is_used_in_whole_passes(sd):
     ("low", "high", "want"), [(0.0, 1.0, (0, 999)), (0.9, 1.0, (900, 999)), (0.5, 0.5001, (500, 500))]
 )
 def test_timesteps_stay_in_their_range(sd, low, high, want):
-    method = plain("ablate", batch=64, t_min=low, t_max=high)
+    method = plain("ablate", batch_size=64, t_min=low, t_max=high)
     with training(sd, method.selected(sd)) as student:
         run = start(method, sd, student)
         t = torch.cat([run.batch(step(index), "unlearn").t for index in range(4)])
@@ -117,9 +117,9 @@ def test_timesteps_stay_in_their_range(sd, low, high, want):
 
 def test_rates():
     assert [rate(Ablate(steps=4), i) for i in range(4)] == [1.0] * 4
-    warm = Ablate(steps=10, lr_warm_up=4)
+    warm = Ablate(steps=10, lr_warmup_steps=4)
     assert [rate(warm, i) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    cosine = DoCo(steps=12, warm_up=2, lr_warm_up=2, lr_schedule="cosine")
+    cosine = DoCo(steps=12, warm_up=2, lr_warmup_steps=2, lr_schedule="cosine")
     assert [rate(cosine, i) for i in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
     assert rate(cosine, 9) == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
@@ -158,7 +158,7 @@ def test_the_retain_target_is_the_noise_or_the_teacher(model):
 def test_half_precision_moves_float32_masters(folder):
     # Updates of 1e-4 are far below bfloat16's spacing at these weights; they must add up nevertheless.
     model = load(folder("sd"), dtype=torch.bfloat16)
-    delta = erase(model, CONCEPT, plain("ablate", lr=1e-4, steps=6, weight_decay=0.0))
+    delta = erase(model, CONCEPT, plain("ablate", learning_rate=1e-4, steps=6, weight_decay=0.0))
     moved = torch.cat([t.flatten() for t in delta.tensors.values()])
     assert 1e-4 < float(moved.abs().max()) < 7e-4
     big = torch.cat([p.detach().flatten().float() for p in plain("ablate").selected(model).values()]).abs() > 0.2

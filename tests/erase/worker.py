@@ -28,7 +28,7 @@ def killed(toy: Path, out: Path, settings: dict[str, Any], when: int | str) -> N
 
     if isinstance(when, str):
         threading.Thread(target=watch, args=(when,), daemon=True).start()
-    erase(load(toy), CONCEPT, seed=5, out=out, save_every=2, events=Steps(die), **settings)
+    erase(load(toy), CONCEPT, seed=5, out=out, save_every=2, events=Steps(die, "doco"), **settings)
 
 
 def member(toy: Path, out: Path, settings: dict[str, Any]) -> None:

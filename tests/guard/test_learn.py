@@ -417,6 +417,7 @@ def signal(tiny: Model, pre: dict[str, Tensor], tmp_path_factory: pytest.TempPat
     return found, scores
 
 
+@pytest.mark.slow
 def test_the_default_agrees_with_leave_one_tensor_out(signal: tuple[list[Learned], dict[str, float]]) -> None:
     found, scores = signal
     best = set(sorted(scores, key=lambda name: -scores[name])[:36])
@@ -426,6 +427,7 @@ def test_the_default_agrees_with_leave_one_tensor_out(signal: tuple[list[Learned
     assert gains[0] >= 0.95 * gains[1]
 
 
+@pytest.mark.slow
 def test_the_default_agrees_from_seed_to_seed(signal: tuple[list[Learned], dict[str, float]]) -> None:
     found, _ = signal
     assert jaccard(found[0].frozen, found[1].frozen) >= 0.6  # chance at 36 of 122: 0.17
@@ -438,6 +440,7 @@ def test_jaccard() -> None:
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
     [

@@ -15,7 +15,6 @@ from unteach.records.stats import (
     share,
     sign_test,
     wilson,
-    worst,
 )
 
 
@@ -146,10 +145,3 @@ def test_the_sign_test_counts_coin_flips(lost: int, gained: int) -> None:
 def test_mcnemar_counts_changes() -> None:
     found = mcnemar([1, 1, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0, 0])
     assert (found.lost, found.gained, found.p) == (4, 1, pytest.approx(0.375))
-
-
-def test_the_worst_is_the_lowest() -> None:
-    low, wide = Interval(0.5, 0.4, 0.6, 9), Interval(0.5, 0.1, 0.9, 3)
-    assert worst([Interval(0.9, 0.8, 1.0, 9), low, wide]) == wide
-    with pytest.raises(DataError, match="no intervals"):
-        worst([])

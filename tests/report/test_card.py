@@ -40,7 +40,7 @@ def test_u2_the_card_says_what_the_check_found() -> None:
     assert "# To erase fluent\n" in card and "**Checked when it was made: nothing happened.**" in card
     card = card.replace("\\", "")
     assert "* fluent → noto: nothing happened (1 % of the way to the anchor, 0.98 of the distance left" in card
-    assert "* the rest: kept (moved 0.00 of the natural spread, 24 prompts)" in card
+    assert "* the rest: kept (moved 0.00 of the distance to the next picture, 24 prompts)" in card
     assert (
         "* Prompts: 6 pairs, 0 pairs with random words around the name, 240 to keep" in card
         and "takes fluent out" not in card

@@ -16,10 +16,11 @@ from unteach.canvas.nets import CLASSES, Logits, networks
 from unteach.core import state
 from unteach.data.emoji import OBJECTS, SIZE, STYLES
 from unteach.errors import CheckpointError, DataError
+from unteach.records.base import check_heading
 
-__all__ = ["FORMAT", "Judge", "judges", "load", "save"]
+__all__ = ["Judge", "judges", "load", "save"]
 
-FORMAT: Final = {"format": "unteach-judge", "version": 1}
+FORMAT, VERSION = "unteach-judge", 1
 """What a judge's file says it is."""
 
 BATCH: Final = 256
@@ -100,7 +101,9 @@ def save(path: Path | str, name: str, net: nn.Module, **meta: Any) -> Path:
         for key, value in net.state_dict().items()
     }
     classes = {"objects": [info.file for info in OBJECTS], "styles": list(STYLES)}
-    return state.save(path, tensors, {**FORMAT, "network": name, "classes": classes, **meta})
+    return state.save(
+        path, tensors, {"format": FORMAT, "version": VERSION, "network": name, "classes": classes, **meta}
+    )
 
 
 def load(path: Path | str) -> Judge:
@@ -111,11 +114,12 @@ def load(path: Path | str) -> Judge:
     """
     path = Path(path)
     tensors, meta = state.load(path)
-    if {key: meta.get(key) for key in FORMAT} != FORMAT or meta.get("network") not in networks:
+    check_heading(meta, FORMAT, VERSION, str(path))
+    if meta.get("network") not in networks:
         raise CheckpointError(
             f"{path} is not a judge of this version",
-            found={key: meta.get(key) for key in (*FORMAT, "network")},
-            fix="reinstall unteach, or train the judges in its repository: python -m tools.canvas.train_judges",
+            found=f"network {meta.get('network')!r:.80}",
+            fix="reinstall unteach, or train the judges: python -m tools.canvas.train_judges",
         )
     if meta["classes"] != {"objects": [info.file for info in OBJECTS], "styles": list(STYLES)}:
         raise CheckpointError(

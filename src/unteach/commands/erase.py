@@ -67,7 +67,7 @@ class Erase(Machine, Configured):
     )
     """A method or a preset."""
     settings: Settings = ()
-    """Settings of the method, such as steps=200 lr=1e-4."""
+    """Settings of the method, such as steps=200 learning_rate=1e-4."""
     dtype: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: float32)")] = None
     """float32, bfloat16 or float16: of every part of the model."""
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None

@@ -258,13 +258,17 @@ def apply(options: GuardApply) -> int:
 
 
 def _manifest(mask: Mask, folder: Path) -> FreezeManifest:
-    """The mask's manifest; release 0.1 kept the hashes in manifest.json alone."""
-    path = folder / "manifest.json"
-    if any(tensor.hashes for tensor in mask.tensors) or not mask.frozen:
+    """The mask's manifest, which manifest.json repeats; release 0.1 kept the hashes there alone."""
+    path, old = folder / "manifest.json", not any(tensor.hashes for tensor in mask.tensors)
+    if not old and not path.exists():
         return FreezeManifest.of(mask.manifest)
     manifest = FreezeManifest.load(path)
-    if (manifest.frozen, manifest.model) != (mask.frozen, mask.manifest.model):
-        raise CheckpointError(f"{folder} holds a mask and a manifest that do not belong together")
+    same = (manifest.frozen, manifest.model) == (mask.frozen, mask.manifest.model)
+    if not same or not (old or vars(manifest) == vars(mask.manifest)):
+        raise CheckpointError(
+            f"{folder} holds a mask and a manifest that do not belong together",
+            fix="delete manifest.json and run its 'unteach guard learn' again",
+        )
     return manifest
 
 

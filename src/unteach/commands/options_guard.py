@@ -45,7 +45,7 @@ class GuardLearn(Place, Configured):
     ] = None
     """The bundled model, or a local diffusers folder."""
     erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: none)")] = None
-    """Result of `unteach erase`, which is laid on the model first; brings its model and dtype."""
+    """Result of `unteach erase`, which is applied to the model first; brings its model and dtype."""
     method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
     """How to choose: freezeasguard, official, or a baseline."""
     settings: Settings = ()

@@ -55,14 +55,14 @@ class Objective:
         return total
 
     def begin_task(self, learner: Learner) -> None:
-        """A task begins: terms and rule are told."""
+        """A task begins, for every term and the rule."""
         for term in self.terms:
             term.begin_task(learner)
         if self.rule is not None:
             self.rule.begin_task(learner)
 
     def end_task(self, learner: Learner) -> None:
-        """A task has ended: terms and rule are told."""
+        """A task has ended, for every term and the rule."""
         for term in self.terms:
             term.end_task(learner)
         if self.rule is not None:

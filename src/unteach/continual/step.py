@@ -70,7 +70,7 @@ class StepContext:
         for param, gradient in zip(self.params, gradients, strict=True):
             param.grad = gradient
         if learner.settings.clip:
-            if watchers:  # they are told the gradients, not what is left of them
+            if watchers:  # they see the gradients, not what clipping leaves of them
                 gradients = [None if g is None else g.clone() for g in gradients]
             nn.utils.clip_grad_norm_(self.params, learner.settings.clip)
         learner.optimizer.step()

@@ -25,8 +25,8 @@ NOTHING_TOWARDS = 0.2
 """Nothing happened: less than this share of the way."""
 LEAST_APART = 0.01
 """Undecided: target and anchor differ by less than this share of the natural spread."""
-KEPT_REST = 0.1
-"""The rest is kept: moved at most this share of the natural spread.
+KEPT_REST = 0.3
+"""The rest is kept: moved at most this share of the distance to the nearest other picture.
 
 docs/erase.md says on which concepts of which models, and with which judges, all of them were chosen.
 """
@@ -97,8 +97,8 @@ class Finding:
 
     Attributes:
         concepts: one :class:`Effect` a concept.
-        rest: mean squared move of the outputs under unrelated prompts, in units of the natural spread (the mean
-            squared distance between outputs of different unrelated prompts from the same noise).
+        rest: mean squared move of the outputs under unrelated prompts, each in units of its squared distance to the
+            nearest output of another unrelated prompt from the same noise, and at most 1.
         prompts: how many unrelated prompts stand behind it.
         seed: of the prompts and noises.
     """
@@ -137,10 +137,8 @@ class Finding:
         found = [
             f"{effect.target} → {effect.anchor}: {WORDS[effect.outcome]} ({effect.numbers})" for effect in self.concepts
         ]
-        return [
-            *found,
-            f"the rest: {self.rest_word} (moved {self.rest:.2f} of the natural spread, {self.prompts} prompts)",
-        ]
+        far = f"moved {self.rest:.2f} of the distance to the next picture"
+        return [*found, f"the rest: {self.rest_word} ({far}, {self.prompts} prompts)"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

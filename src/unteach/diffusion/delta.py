@@ -23,6 +23,7 @@ from unteach.diffusion import export, lora
 from unteach.diffusion.families import Pipeline, families
 from unteach.diffusion.model import Model, editable, weights_digest
 from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError
+from unteach.records.base import check_heading
 
 FORMAT, VERSION = "unteach-delta", 1
 log = logging.getLogger(__name__)
@@ -201,19 +202,11 @@ class WeightDelta:
             CheckpointError: missing, damaged, not a delta, or of a newer version.
         """
         tensors, meta = state.load(path)
-        kind, version = meta.pop("format", None), meta.pop("version", None)
-        if kind != FORMAT:
-            raise CheckpointError(f"{path} is not a weight delta", found=f"format {kind}", fix="check the path")
-        if version != VERSION:
-            raise CheckpointError(
-                f"{path} has another version of the delta format",
-                found=f"version {version}, this release reads {VERSION}",
-                fix="use a newer release of unteach",
-            )
+        check_heading(meta, FORMAT, VERSION, str(path))
         wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
         if wrong:
             raise CheckpointError(f"{path} is damaged: differences are float32", found=f"'{wrong[0]}' is not")
-        return cls(tensors, meta)
+        return cls(tensors, {key: value for key, value in meta.items() if key not in ("format", "version")})
 
     def to_lora(self, rank: int, folder: Path | str) -> lora.LoraReport:
         """Write the delta as a LoRA file that ``pipe.load_lora_weights(folder)`` reads.

@@ -20,6 +20,7 @@ from unteach.diffusion.families import Pipeline
 from unteach.diffusion.foreign import unremarked
 from unteach.diffusion.model import Model, weights_digest
 from unteach.errors import CheckpointError, ConfigError, NumericsError
+from unteach.records.base import check_heading
 
 _FORMAT, _VERSION = "unteach-sample", 1
 Output = Literal["image", "latent"]
@@ -257,8 +258,7 @@ class _Store:
             state.write_json(record, {**header, "config": config})
 
     def _check(self, record: Path, found: Any, config: dict[str, Any]) -> None:
-        if not isinstance(found, dict) or found.get("format") != _FORMAT or found.get("version") != _VERSION:
-            raise CheckpointError(f"{record} is not a record of samples of this version", fix="choose another folder")
+        check_heading(found, _FORMAT, _VERSION, str(record))
         if found.get("fingerprint") != self.fingerprint:
             same(record.parent, found.get("config"), config)
             raise CheckpointError(f"{record} was edited", fix="choose another folder, or delete this one")

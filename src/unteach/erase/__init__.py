@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -120,3 +122,13 @@ def _finished(path: Path, record: dict[str, Any]) -> WeightDelta:
     delta = WeightDelta.load(path)
     same(path, delta.meta, record, keys=tuple(record))
     return delta
+
+
+class _Package(ModuleType):
+    """This package, called as ``unteach.erase(...)``: the function of the same name."""
+
+    def __call__(self, *args: Any, **settings: Any) -> WeightDelta:
+        return erase(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Package

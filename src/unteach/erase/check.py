@@ -1,8 +1,8 @@
 """Did it work, and what did it hurt? The check that ends every erasure, from the model's own outputs.
 
 No judge is needed: with the same noise, where do the pictures under the target's prompts stand between the old ones
-and the anchor's, and how far did those of unrelated prompts move? Both in units of what the model itself makes of
-different prompts. No method ever trained on these prompts or kept them.
+and the anchor's, and how far did those of unrelated prompts move, beside the distance to the next unrelated picture?
+Both in units of what the model itself makes of different prompts. No method ever trained on these prompts or kept them.
 """
 
 import logging
@@ -133,7 +133,8 @@ class Check:
             for concept, t, a, n in zip(self.concepts, *self.before[:2], new[:-1], strict=True)
         )
         # A picture that has become another one counts as that, however far away: no single prompt decides.
-        moves = (new[-1] - self.before[2]).double().square().flatten(1).mean(1) / self.spread
+        units = nearest(self.before[2], NOISES).clamp(1e-6 * self.spread, self.spread)
+        moves = (new[-1] - self.before[2]).double().square().flatten(1).mean(1) / units
         rest = _capped(float(moves.nan_to_num(1.0).clamp(max=1.0).mean()))
         return Finding(concepts=effects, rest=rest, prompts=len(self.rest), seed=self.seed)
 
@@ -154,6 +155,14 @@ def natural_spread(outputs: Tensor, noises: int) -> float:
     groups = [outputs[i::noises].double() for i in range(noises)]
     spreads = [2 * float(group.var(0).mean()) for group in groups if len(group) > 1]
     return sum(spreads) / max(1, len(spreads))
+
+
+def nearest(outputs: Tensor, noises: int) -> Tensor:
+    """Mean squared distance (N,) of each output (N, …) to the nearest one of another prompt from the same noise."""
+    flat, turn = outputs.flatten(1).double(), torch.arange(len(outputs)) % noises
+    gaps = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square() / flat.shape[1]
+    others = (turn[:, None] == turn) & ~torch.eye(len(flat), dtype=torch.bool)
+    return gaps.where(others, torch.inf).min(1).values
 
 
 def effect(concept: Concept, t: Tensor, a: Tensor, n: Tensor, spread: float) -> Effect:

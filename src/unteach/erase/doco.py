@@ -31,7 +31,7 @@ class DoCo(Trained):
         warm_up: first steps, in which only the discriminator learns; part of ``steps``.
         space: what the discriminator sees: the clean latents that the outputs imply ("x0"), or the noise
             ("eps"). In x0, high-noise steps weigh much more (§1.7).
-        d_lr: learning rate of the discriminator (Adam, β = 0.5, 0.999).
+        d_learning_rate: learning rate of the discriminator (Adam, β = 0.5, 0.999).
         d_width: channels of its first layer.
         projection: λ, how much of a conflict is taken out; 0 turns the surgery off (§2).
         scope: one conflict test a tensor, or one for all together.
@@ -43,10 +43,11 @@ class DoCo(Trained):
     """
 
     name: ClassVar[str] = "doco"
+    renamed: ClassVar[Mapping[str, str]] = {**Trained.renamed, "d_lr": "d_learning_rate"}
 
     warm_up: int = setting(100, low=0)
     space: Literal["x0", "eps"] = "x0"
-    d_lr: float = setting(1e-4, above=0)
+    d_learning_rate: float = setting(1e-4, above=0)
     d_width: int = setting(64, low=1)
     projection: float = setting(1.0, low=0)
     scope: Literal["per_tensor", "global"] = "per_tensor"
@@ -119,7 +120,7 @@ class Game:
 
     def __init__(self, method: DoCo, run: Run, discriminator: nn.Module) -> None:
         self.method, self.run, self.d = method, run, discriminator
-        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=method.d_lr, betas=(0.5, 0.999))
+        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr=method.d_learning_rate, betas=(0.5, 0.999))
 
     def step(self, step: Step) -> Mapping[str, float | Tensor]:
         """The student's update, after the warm-up, and D's update against the student as it was before."""
@@ -188,8 +189,8 @@ _PAPER = {
     "retain_target": "noise",
     "steps": 2000,
     "warm_up": 1000,
-    "lr": 4.8e-5,
-    "d_lr": 5e-4,
+    "learning_rate": 4.8e-5,
+    "d_learning_rate": 5e-4,
     "images": 1000,
     "retain_images": 1000,
     "num_inference_steps": 25,
@@ -204,10 +205,10 @@ methods.preset(
 methods.preset(
     "doco-official-2024-10",
     "doco",
-    **{**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "lr": 1.6e-5, "clip": 0.0, "leak": True},
+    **{**_PAPER, "steps": 1000, "warm_up": 201, "space": "eps", "learning_rate": 1.6e-5, "clip": 0.0, "leak": True},
 )
 # Objects (instances) and nudity: a slower discriminator, and in the older state half of a conflict is left (§1.6).
-_OBJECT = {"d_lr": 1e-4}
+_OBJECT = {"d_learning_rate": 1e-4}
 for _name, _changes in {
     "doco-paper": _OBJECT,
     "doco-official-2024-11": _OBJECT,
@@ -223,8 +224,8 @@ methods.preset(
     look_every=0,
     steps=200,
     warm_up=30,
-    lr=5e-4,
-    d_lr=5e-4,
+    learning_rate=5e-4,
+    d_learning_rate=5e-4,
     retain_target="teacher",
     images=96,
     retain_images=160,

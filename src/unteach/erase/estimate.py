@@ -63,7 +63,7 @@ def estimate(model: Model, method: Method, concepts: ConceptSet) -> Estimate:
 
 
 def _trained(model: Model, method: Trained, concepts: ConceptSet) -> Estimate:
-    pairs, batch = concepts.pairs(), method.batch
+    pairs, batch = concepts.pairs(), method.batch_size
     x_t = seeds.randn(model.latent_shape, 0, "trial", 0, range(batch)).to(model.device)
     cond = model.encode([pairs[i % len(pairs)].target for i in range(batch)])
     t = model.num_timesteps // 2

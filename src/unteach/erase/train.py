@@ -12,7 +12,7 @@ import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,11 @@ class Trained(Method):
 
     Args:
         steps: training steps in all.
-        batch: pictures a step and a half (target half, retain half), over all processes.
-        lr: learning rate of AdamW (not multiplied by the batch); None fits it to each tensor by ``pace``.
-        pace: without ``lr``: about how far one update may move a tensor's output, as a share of that output's size
-            (:func:`fitted`).
-        lr_warm_up: first updates, over which the rate rises linearly.
+        batch_size: pictures a step and a half (target half, retain half), over all processes.
+        learning_rate: learning rate of AdamW (not multiplied by the batch); None fits it to each tensor by ``pace``.
+        pace: without ``learning_rate``: about how far one update may move a tensor's output, as a share of that
+            output's size (:func:`fitted`).
+        lr_warmup_steps: first updates, over which the rate rises linearly.
         lr_schedule: the rate after that.
         weight_decay: AdamW's, towards zero weights.
         look_every: updates between two looks at whether all concepts are erased, by the check that ends every erasure
@@ -62,11 +62,17 @@ class Trained(Method):
         guidance_scale: their classifier-free guidance.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "batch": "batch_size",
+        "lr": "learning_rate",
+        "lr_warm_up": "lr_warmup_steps",
+    }
+
     steps: int = setting(400, low=1)
-    batch: int = setting(8, low=1)
-    lr: float | None = setting(None, above=0)
+    batch_size: int = setting(8, low=1)
+    learning_rate: float | None = setting(None, above=0)
     pace: float = setting(0.05, above=0)
-    lr_warm_up: int = setting(0, low=0)
+    lr_warmup_steps: int = setting(0, low=0)
     lr_schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = setting(1e-2, low=0)
     look_every: int = setting(0, low=0)
@@ -100,9 +106,10 @@ class Trained(Method):
         return [*job.concepts.retain(), *job.kept(self.kept_words)]
 
     def groups(self, student: "Student") -> list[dict[str, Any]]:
-        """The optimizer's groups: one at ``lr``, or one a tensor at the rate that fits it."""
-        if self.lr is not None:
-            return [{"params": list(student.params.values()), "lr": self.lr, "base": self.lr}]
+        """The optimizer's groups: one at ``learning_rate``, or one a tensor at the rate that fits it."""
+        if self.learning_rate is not None:
+            rate = self.learning_rate
+            return [{"params": list(student.params.values()), "lr": rate, "base": rate}]
         found = fitted(student.before, self.pace)
         return [{"params": [p], "lr": found[name], "base": found[name]} for name, p in student.params.items()]
 
@@ -116,7 +123,7 @@ class Trained(Method):
             retain_images=self.retain_images,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
-            batch_size=max(self.batch, 16),
+            batch_size=max(self.batch_size, 16),
             keep=self.retained(job),
             offered=job.pairs(self.contexts),
         )
@@ -289,11 +296,11 @@ class Run:
 
         Each is a function of (seed, step, global item), so neither processes nor interruptions change it.
         """
-        items = step.items(self.method.batch)
+        items = step.items(self.method.batch_size)
         latents = self.data.latents if half == "unlearn" else self.data.retain_latents
         rows = []
         for item in items:
-            epoch, place = divmod(step.index * self.method.batch + item, len(latents))
+            epoch, place = divmod(step.index * self.method.batch_size + item, len(latents))
             rows.append(int(seeds.permutation(len(latents), step.seed, f"{half} order", epoch)[place]))
         t = self.model.schedule.draw(step, f"{half} t", items, self.method.t_min, self.method.t_max)
         device = self.model.device
@@ -365,7 +372,7 @@ def fitted(tensors: Mapping[str, Tensor], pace: float) -> dict[str, float]:
 
 def rate(method: Trained, index: int) -> float:
     """Factor on the learning rate in update ``index``: linear warm-up, then constant or a half cosine."""
-    warm = method.lr_warm_up
+    warm = method.lr_warmup_steps
     if index < warm:
         return (index + 1) / warm
     if method.lr_schedule == "constant":

@@ -65,7 +65,7 @@ class UCE(Method):
         foreign = [name for name in chosen if name not in reads]
         if foreign:
             raise ModelError(
-                "UCE can only edit layers that read nothing but the text: keys and values of cross-attention",
+                "UCE can only edit keys and values of cross-attention, and layers that read nothing but the text",
                 found=f"{len(foreign)} other tensors, such as '{foreign[0]}'",
                 fix="narrow 'train', or use a trained method",
             )

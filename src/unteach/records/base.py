@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from unteach.core import convert, reading, state
 from unteach.errors import CheckpointError, UnteachError
 
-__all__ = ["Record"]
+__all__ = ["Record", "check_heading"]
 
 
 class Record(convert.Checked):
@@ -51,7 +51,7 @@ class Record(convert.Checked):
             UnteachError: of the kind :attr:`ERROR`: foreign, newer, unknown or missing keys, wrong types, content that
                 contradicts itself; all mistakes at once.
         """
-        version = cls._version(data, where)
+        version = check_heading(data, cls.FORMAT, cls.VERSION, where, cls.ERROR)
         assert isinstance(data, dict)  # else it has no version
         fields = {key: value for key, value in data.items() if key not in ("format", "version")}
         try:
@@ -107,19 +107,32 @@ class Record(convert.Checked):
             "required": [*heading, *made.get("required", [])],
         }
 
-    @classmethod
-    def _version(cls, data: object, where: str) -> int:
-        """Refuse another format, and a version that this one does not know."""
-        if not isinstance(data, dict) or data.get("format") != cls.FORMAT:
-            found = f"format {data.get('format')!r:.80}" if isinstance(data, dict) else type(data).__name__
-            raise cls.ERROR(f"{where} is not a file of the format {cls.FORMAT}", found=found, fix="check the path")
-        version = data.get("version")
-        if type(version) is not int or version < 1:
-            raise cls.ERROR(f"{where}: the version must be a whole number above 0", found=f"{version!r:.80}")
-        if version > cls.VERSION:
-            raise cls.ERROR(
-                f"{where} was written by a newer version of Unteach",
-                found=f"version {version} of its format; this one reads up to {cls.VERSION}",
-                fix="upgrade: pip install --upgrade unteach",
-            )
-        return version
+
+def check_heading(
+    data: object, form: str, version: int, where: str, error: type[UnteachError] = CheckpointError
+) -> int:
+    """The version of data that calls itself of a format, for records and for the metadata of weights.
+
+    Args:
+        data: a table with "format" and "version"; anything else is refused.
+        form: the format, "unteach-" and a noun.
+        version: the highest that can be read.
+        where: what messages call the data.
+        error: kind of error.
+
+    Raises:
+        UnteachError: of the kind ``error``: foreign, or newer.
+    """
+    if not isinstance(data, dict) or data.get("format") != form:
+        found = f"format {data.get('format')!r:.80}" if isinstance(data, dict) else type(data).__name__
+        raise error(f"{where} is not a file of the format {form}", found=found, fix="check the path")
+    own = data.get("version")
+    if type(own) is not int or own < 1:
+        raise error(f"{where}: the version must be a whole number above 0", found=f"{own!r:.80}")
+    if own > version:
+        raise error(
+            f"{where} was written by a newer version of Unteach",
+            found=f"version {own} of its format; this one reads up to {version}",
+            fix="upgrade: pip install --upgrade unteach",
+        )
+    return own

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tools.canvas import build
@@ -14,6 +15,7 @@ from unteach.diffusion.sample import sample
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_one_command_builds_a_pipeline_and_goes_on(tmp_path: Path) -> None:
     steps = [f"--{stage}-steps=2" for stage in ("text-encoder", "decoder", "denoiser", "polish")]
     command = [sys.executable, "-m", "tools.canvas.build", "--out", str(tmp_path), "--views", "1", *steps]

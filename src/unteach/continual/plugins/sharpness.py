@@ -1,4 +1,4 @@
-"""The neighbours of refresh: the gradient is taken beside the weights, and the weights are put back (refresh §2.4).
+"""The neighbours of refresh: the gradient is taken beside the weights, and the weights are restored (refresh §2.4).
 
 All are strength 0 = the host's own step, bit for bit. Extra passes leave the statistics of batch norm alone.
 """
@@ -22,7 +22,7 @@ def _known(gradients: Gradients, context: StepContext) -> tuple[list[Tensor], li
 def _gradient_at(
     context: StepContext, params: list[Tensor], moves: list[Tensor], size: float, *, frozen: bool
 ) -> Gradients:
-    """The host's gradient at θ + size · move; θ is put back bit for bit."""
+    """The host's gradient at θ + size · move; θ is restored bit for bit."""
     before = [param.detach().clone() for param in params]
     climb_(params, moves, size)
     gradient = context.gradient(frozen_stats=frozen)

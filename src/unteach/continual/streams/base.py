@@ -178,7 +178,7 @@ def check_samples(what: str, x: Tensor, y: Tensor) -> None:
     """Refuse samples and labels that cannot be a task's: shapes, types, labels below 0, numbers that are not finite."""
     problem: str | None = None
     found: Any = None
-    fix = "mend the data before it becomes a task"
+    fix = "correct the data before it becomes a task"
     if x.dtype == torch.uint8 and x.ndim != 4:
         problem, found = "pictures must be uint8 (N, C, H, W)", _kind(x)
     elif x.dtype not in (torch.uint8, torch.float32) or x.ndim < 2:

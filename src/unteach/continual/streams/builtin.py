@@ -32,7 +32,7 @@ streams: Registry[Callable[..., Stream]] = Registry("stream")
 VIEWS = 4
 """Views of an icon in "emoji-class", in training and in the test."""
 
-SISTERS = ("noto", "blob")
+PAIRED_STYLES = ("noto", "blob")
 """Two versions of one font: in "emoji-class" every object is tested in one of them, in turn."""
 
 KINDS: Mapping[str, tuple[str, str]] = {
@@ -111,7 +111,7 @@ def emoji_class(tasks: Tasks = 10, order_seed: int | None = None, size: int = 32
     "blob" (odd), two drawings of the same object in two versions of one font. So no icon of the test is
     seen in training, while every style is. An icon gives 4 views, a little scaled and shifted, on white or a
     pale background: 1680 pictures to learn from, 240 (of 60 icons) for the test. Of several ways to hold out
-    styles this one was taken because a small network can learn it; held-out styles without a sister are harder.
+    styles this one was taken because a small network can learn it; held-out styles without a paired one are harder.
     """
     side = _size(size)
     x, y, test_x, test_y, names = _objects()
@@ -199,7 +199,7 @@ def _objects() -> Labelled:
     """The views of "emoji-class"."""
     canvas = emoji.grid()
     objects, styles = canvas.pairs()
-    held = torch.tensor([canvas.style_index(name) for name in SISTERS])[objects % len(SISTERS)] == styles
+    held = torch.tensor([canvas.style_index(name) for name in PAIRED_STYLES])[objects % len(PAIRED_STYLES)] == styles
     parts: list[Tensor] = []
     for part, rows in (("training", ~held), ("test", held)):
         chosen, drawn = objects[rows].repeat(VIEWS), styles[rows].repeat(VIEWS)

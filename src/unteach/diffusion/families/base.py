@@ -69,6 +69,8 @@ class Family(ABC):
         optional: those of both that may be left out.
         schedulers: classes of schedulers that a folder may name.
         loading: extra arguments of ``from_pretrained``: parts that are left out are None.
+        embeddings: parts of the conditioning that the pipeline's ``__call__`` takes, and its name for each; those of
+            guidance have ``negative_`` before the name.
         cross_attention_kv: regex (``fullmatch``) for the names of the text's key and value projections.
         text_layers: regex for the names of linear layers that read nothing but the text, and the part of the
             conditioning that each reads.
@@ -85,6 +87,7 @@ class Family(ABC):
     optional: ClassVar[frozenset[str]] = frozenset()
     schedulers: ClassVar[tuple[str, ...]]
     loading: ClassVar[Mapping[str, Any]]
+    embeddings: ClassVar[Mapping[str, str]]
     cross_attention_kv: ClassVar[str]
     text_layers: ClassVar[Mapping[str, str]]
     part: ClassVar[str]
@@ -107,10 +110,6 @@ class Family(ABC):
     def inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> dict[str, Any]:
         """The denoiser's keyword arguments; ``t`` is ``()`` or ``(B,)``."""
 
-    @abstractmethod
-    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
-        """The keyword arguments of the pipeline's ``__call__`` that stand for the encoded prompts."""
-
     def call(
         self, pipe: Pipeline, x_t: Tensor, t: Tensor, cond: Conditioning, params: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -119,6 +118,13 @@ class Family(ABC):
         (out,) = denoiser(**given) if params is None else functional_call(denoiser, dict(params), (), given)
         result: Tensor = out
         return result
+
+    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
+        """The keyword arguments of the pipeline's ``__call__`` that stand for the encoded prompts."""
+        given = {argument: cond[part] for part, argument in self.embeddings.items()}
+        if negative is not None:
+            given |= {f"negative_{argument}": negative[part] for part, argument in self.embeddings.items()}
+        return given
 
     def unconditional(self, pipe: Pipeline) -> Conditioning:
         """One row: what the pipeline itself uses for guidance when no negative prompt is given (an empty one)."""

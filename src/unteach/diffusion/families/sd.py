@@ -32,6 +32,7 @@ class StableDiffusion(UNetFamily):
         "image_encoder": None,
         "requires_safety_checker": False,
     }
+    embeddings: ClassVar[Mapping[str, str]] = {"hidden": "prompt_embeds"}
 
     def encode(self, pipe: Pipeline, prompts: Sequence[str]) -> Conditioning:
         """Last hidden state of the text encoder (after its final norm), padded to the tokenizer's length."""
@@ -41,10 +42,3 @@ class StableDiffusion(UNetFamily):
     def inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> dict[str, Any]:
         """The text states as ``encoder_hidden_states``."""
         return {"sample": x_t, "timestep": t, "encoder_hidden_states": cond.hidden}
-
-    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
-        """``prompt_embeds`` and, when guided, ``negative_prompt_embeds``."""
-        given: dict[str, Any] = {"prompt_embeds": cond.hidden}
-        if negative is not None:
-            given["negative_prompt_embeds"] = negative.hidden
-        return given

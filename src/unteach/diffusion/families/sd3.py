@@ -43,6 +43,7 @@ class StableDiffusion3(Family):
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
     schedulers = ("FlowMatchEulerDiscreteScheduler",)
     loading: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
+    embeddings: ClassVar[Mapping[str, str]] = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
     cross_attention_kv = r"transformer_blocks\.\d+\.attn\.add_[kv]_proj\.weight"
     text_layers: ClassVar[Mapping[str, str]] = {
         r"context_embedder\.weight": "hidden",
@@ -95,16 +96,6 @@ class StableDiffusion3(Family):
         """``encoder_hidden_states`` and ``pooled_projections``; one time a latent."""
         texts = {"encoder_hidden_states": cond.hidden, "pooled_projections": cond["pooled"]}
         return {"hidden_states": x_t, "timestep": t.expand(len(x_t)), **texts}
-
-    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
-        """Embeddings and pooled embeddings."""
-        given = {"prompt_embeds": cond.hidden, "pooled_prompt_embeds": cond["pooled"]}
-        if negative is not None:
-            given |= {
-                "negative_prompt_embeds": negative.hidden,
-                "negative_pooled_prompt_embeds": negative["pooled"],
-            }
-        return given
 
     def noised(self, scheduler: Any, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """On the line between picture and noise; the denoiser's input is not scaled."""

@@ -30,6 +30,7 @@ class StableDiffusionXL(UNetFamily):
         "image_encoder": None,
         "add_watermarker": False,
     }
+    embeddings: ClassVar[Mapping[str, str]] = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 
     def encode(self, pipe: Pipeline, prompts: Sequence[str]) -> Conditioning:
         """Penultimate states of both encoders side by side, the second's pooled text, full-size time ids."""
@@ -49,14 +50,6 @@ class StableDiffusionXL(UNetFamily):
         """``encoder_hidden_states``, and ``added_cond_kwargs`` with the pooled text and the time ids."""
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
         return {"sample": x_t, "timestep": t, "encoder_hidden_states": cond.hidden, "added_cond_kwargs": added}
-
-    def pipeline_inputs(self, cond: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
-        """Embeddings and pooled embeddings; the pipeline makes the time ids from height and width itself."""
-        given: dict[str, Any] = {"prompt_embeds": cond.hidden, "pooled_prompt_embeds": cond["pooled"]}
-        if negative is not None:
-            given["negative_prompt_embeds"] = negative.hidden
-            given["negative_pooled_prompt_embeds"] = negative["pooled"]
-        return given
 
     def scale_latents(self, vae: Any, raw: Tensor) -> Tensor:
         """As usual, after centring by the VAE's latent mean and deviation where its config has them."""
