@@ -32,7 +32,7 @@ from unteach.guard.baselines import Case, baselines
 from unteach.guard.config import make
 from unteach.guard.learn import Learned, jaccard, learn
 
-from unteach.attack.relearn import relearn
+from unteach.attack import Probes, Relearn
 from unteach.canvas import model_path
 from unteach.core import jobs, seeds, state
 from unteach.core.loop import Step
@@ -69,7 +69,8 @@ PAIRS = {
 RHO = 0.3
 VIEWS = 6
 PROBED = 40
-ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4, "draws": 2}
+ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4}
+DRAWS = 2
 POINTS = (20,)
 CURVE_POINTS = (10, 20, 40, 80)
 CURVES: tuple[tuple[Any, float], ...] = (
@@ -255,17 +256,13 @@ def attack(job: tuple[Cell, str]) -> None:
     others = pair.domains if cell.curve or cell.mask in ("none", "learned") else (cell.domain,)
     points = CURVE_POINTS if cell.curve else POINTS
     settings = ATTACK | {"learning_rate": cell.rate} | ({"steps": max(CURVE_POINTS)} if cell.curve else {})
-    curve = relearn(
+    curve = Relearn(mode=cell.mode, seed=cell.seed, eval_steps=points, **settings).run(
         model(),
         parts(cell.domain, cell.seed)["attack"],
+        Probes({d: parts(d, cell.seed)["probe"] for d in others}, DRAWS),
         frozen=masks[cell.mask],
-        mode=cell.mode,
         honoured=cell.honoured,
-        seed=cell.seed,
-        evaluate_at=points,
-        probes={d: parts(d, cell.seed)["probe"] for d in others},
         mask_data=[parts(d, cell.seed)[level] for d in pair.domains[:2] for level in ("user", "publisher")],
-        **settings,
     )
     state.write_json(path, {"cell": asdict(cell), "curve": curve})
 
@@ -394,7 +391,7 @@ def main() -> None:
         left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
         for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], given.workers), start=1):
             if done % 20 == 0:
-                print(f"{key}: {done} of {len(jobs)} attacks", flush=True)
+                print(f"{key}: {done} of {len(left)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}
     for key, found in results.items():
         print(f"\n{key}: recovery after {ATTACK['steps']} steps")
@@ -403,7 +400,13 @@ def main() -> None:
         print(
             "Jaccard between seeds:", {k: [round(x, 2) for x in v] for k, v in found["jaccard between seeds"].items()}
         )
-    settings = {"rho": RHO, "attack": ATTACK, "learn": LEARN, "official": OFFICIAL, "variants": VARIANTS}
+    settings = {
+        "rho": RHO,
+        "attack": ATTACK | {"draws": DRAWS},
+        "learn": LEARN,
+        "official": OFFICIAL,
+        "variants": VARIANTS,
+    }
     record = {"config": settings, "seeds": given.seeds, "pairs": results, "environment": vars(environment.collect())}
     state.write_json(OUT, record | {"command": "python benchmarks/guard_masks.py --work FOLDER"})
 

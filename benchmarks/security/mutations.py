@@ -47,10 +47,9 @@ from tests.records.test_erasure import full
 from tests.toys import build
 from unteach.commands.options import Learn
 
-from unteach.attack import sweep
-from unteach.commands import guard_plan
+from unteach.attack.sweep import Cell
 from unteach.commands.erase import Erase
-from unteach.commands.options_guard import GuardLearn
+from unteach.commands.guard import Learn as GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
 from unteach.core.run import seconds_spent
@@ -181,7 +180,7 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],
-        lambda f: guard_plan.resolve(GuardLearn(config=f / "c.yaml", dry_run=True)).to_dict(), yaml, 1.0,
+        lambda f: GuardLearn(config=f / "c.yaml", dry_run=True).resolve().to_dict(), yaml, 1.0,
     )  # fmt: skip
 
     def settings(folder: Path) -> object:
@@ -292,12 +291,12 @@ def _stores(work: Path) -> Iterator[Reader]:
         learning_rate=1e-3, batch_size=2, rank=0, seed=0, data=("d", "a" * 64), probes={"d": "b" * 64}, at=(0, 1, 2),
         losses={"d": (3.0, 2.0, 1.0)}, diverged=False, seconds=1.0,
     )  # fmt: skip
-    name = sweep._path(Path(), cell).name
+    name = Cell.path(Path(), cell).name
     data = json.dumps({"cell": cell, "curve": asdict(curve)}).encode()
 
     def stored(f: Path) -> object:
-        found = sweep._stored(f, cell)
-        return found and recovery(found, found, "d")
+        found = Cell.load(f, cell)
+        return found and recovery(found.curve, found.curve, "d")
 
     yield Reader("cell of an attack", place(work, "cell", {name: data}), [name], stored, mutators.as_json, 0.7)
     config = {"prompts": ["a"], "seeds": [1], "settings": {"steps": 2}}
