@@ -9,10 +9,10 @@ from unteach.diffusion.export import loaded
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import ModelError
-from unteach.guard.files import Safetensors
-from unteach.guard.hashes import InMemory, component_digest
 from unteach.guard.learn import Learned
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.verify.hashes import InMemory, component_digest
+from unteach.guard.verify.reader import Safetensors
 from unteach.records.mask import Mask, Measure, Policy, Provenance, Step
 
 __all__ = ["check_model", "mask_of", "mask_of_learned"]
