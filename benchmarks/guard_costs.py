@@ -55,6 +55,7 @@ from unteach.diffusion.model import Model, load
 from unteach.guard import learn as learning
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.enforce import enforce
+from unteach.guard.methods import learner as learning
 from unteach.records import environment
 from unteach.records.stats import t_mean
 
