@@ -28,15 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from unteach.guard.learn import jaccard
 
-from unteach.attack.relearn import relearn
+from unteach.attack import Probes, Relearn
 from unteach.canvas import model_path
+from unteach.commands.guard import CANVAS_SETTINGS
 from unteach.core import jobs, state
 from unteach.core.loop import Step
+from unteach.diffusion.domains import ROLES, Domain, Domains
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model, load
-from unteach.guard.data import GuardData, losses
+from unteach.guard.budget import highest
+from unteach.guard.data import GuardData, losses, relabelled
+from unteach.guard.methods import Job, Selection, guards
+from unteach.guard.methods.controls import matched, random_tensors
+from unteach.guard.methods.learner import jaccard
 from unteach.records import environment
 from unteach.records.stats import paired_t, t_mean
 
@@ -63,7 +68,8 @@ PAIRS = {
     "icons": Pair("fxemoji", "emojione-v1", "instruments", 3, False),
 }
 RHO = 0.3
-ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4, "draws": 2}
+ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4}
+DRAWS = 2
 POINTS: tuple[int, ...] = (20,)
 CURVE_POINTS: tuple[int, ...] = (10, 20, 40, 80)
 CURVES: tuple[tuple[Any, float], ...] = (
@@ -222,17 +228,13 @@ def attack(job: tuple[Cell, str]) -> None:
     others = pair.domains if cell.curve or cell.mask in ("none", "learned") else (cell.domain,)
     points = CURVE_POINTS if cell.curve else POINTS
     settings = ATTACK | {"learning_rate": cell.rate} | ({"steps": max(CURVE_POINTS)} if cell.curve else {})
-    curve = relearn(
+    curve = Relearn(mode=cell.mode, seed=cell.seed, eval_steps=points, **settings).run(
         model(),
         parts(cell.domain, cell.seed)["attack"],
+        Probes({d: parts(d, cell.seed)["probe"] for d in others}, DRAWS),
         frozen=masks[cell.mask],
-        mode=cell.mode,
         honoured=cell.honoured,
-        seed=cell.seed,
-        evaluate_at=points,
-        probes={d: parts(d, cell.seed)["probe"] for d in others},
         mask_data=[parts(d, cell.seed)[level] for d in pair.domains[:2] for level in ("user", "publisher")],
-        **settings,
     )
     state.write_json(path, {"cell": asdict(cell), "curve": curve})
 
@@ -388,7 +390,13 @@ def main() -> None:
         print(
             "Jaccard between seeds:", {k: [round(x, 2) for x in v] for k, v in found["jaccard between seeds"].items()}
         )
-    settings = {"rho": RHO, "attack": ATTACK, "learn": LEARN, "official": OFFICIAL, "variants": VARIANTS}
+    settings = {
+        "rho": RHO,
+        "attack": ATTACK | {"draws": DRAWS},
+        "learn": LEARN,
+        "official": OFFICIAL,
+        "variants": VARIANTS,
+    }
     record = {"config": settings, "seeds": given.seeds, "pairs": results, "environment": vars(environment.collect())}
     state.write_json(given.out, record | {"command": "python benchmarks/guard_masks.py --work FOLDER"})
 

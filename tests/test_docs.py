@@ -1,12 +1,16 @@
 """What the docs show runs, and what they link to is there."""
 
+import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from tests import toys
 
+from unteach import cli
 from unteach.diffusion import families, load, sample
 from unteach.diffusion.loading import quiet
 from unteach.erase import Concept, ConceptSet, erase, methods
@@ -32,7 +36,6 @@ def test_the_method_of_the_guide_works(tmp_path: Path) -> None:
     file = tmp_path / "to_nothing.py"
     file.write_text(source, encoding="utf-8")
     import importlib.util
-    import sys
 
     spec = importlib.util.spec_from_file_location("to_nothing", file)
     assert spec is not None and spec.loader is not None
@@ -72,6 +75,25 @@ def test_the_family_of_the_guide_works(tmp_path: Path) -> None:
             assert all(bool(torch.any(value != 0)) for value in delta.tensors.values()) and delta.tensors
     finally:
         families._items.pop("pixart", None)
+
+
+def test_the_command_of_the_guide_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source,) = blocks(ROOT / "docs" / "adding-a-verb.md", "python")
+    module = types.ModuleType("unteach.commands.count")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.VERBS, "count", "Count")  # type: ignore[arg-type]
+    exec(source, module.__dict__)
+    out = tmp_path / "run"
+    line = ["count", "--texts", "a b", "b", "--out", str(out)]
+    assert cli.main(line) == 0 and json.loads((out / "counts.json").read_text()) == {"a": 1, "b": 2}
+    assert "2 different words" in capsys.readouterr().out
+    (tmp_path / "count.yaml").write_text(f"texts: [a b, b]\nout: {out}\n")
+    assert cli.main(["count", "--config", str(tmp_path / "count.yaml")]) == 0
+    assert cli.main(["count", "--texts", "other", "--out", str(out)]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert cli.main(["count"]) == 2 and "has 2 mistakes" in capsys.readouterr().err
 
 
 def test_the_readme_example_runs(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from tests.records import guarded, learned
 from tests.records.test_erasure import full
 from tests.toys import build
 
-from unteach.attack import sweep
+from unteach.attack.sweep import Cell
 from unteach.commands import guard as guarding
 from unteach.commands.erase import Erase
 from unteach.commands.learn import Learn
@@ -291,12 +291,12 @@ def _stores(work: Path) -> Iterator[Reader]:
         learning_rate=1e-3, batch_size=2, rank=0, seed=0, data=("d", "a" * 64), probes={"d": "b" * 64}, at=(0, 1, 2),
         losses={"d": (3.0, 2.0, 1.0)}, diverged=False, seconds=1.0,
     )  # fmt: skip
-    name = sweep._path(Path(), cell).name
+    name = Cell.path(Path(), cell).name
     data = json.dumps({"cell": cell, "curve": asdict(curve)}).encode()
 
     def stored(f: Path) -> object:
-        found = sweep._stored(f, cell)
-        return found and recovery(found, found, "d")
+        found = Cell.load(f, cell)
+        return found and recovery(found.curve, found.curve, "d")
 
     yield Reader("cell of an attack", place(work, "cell", {name: data}), [name], stored, mutators.as_json, 0.7)
     config = {"prompts": ["a"], "seeds": [1], "settings": {"steps": 2}}

@@ -28,7 +28,7 @@ VERBS: Mapping[str, str] = {
     "erase": "Erase",
     "evaluate": "Evaluate",
     "guard": "Guard",
-    "attack": "options_guard.Attack",
+    "attack": "Attack",
     "report": "Report",
     "learn": "Learn",
     "list": "List",

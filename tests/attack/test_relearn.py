@@ -1,5 +1,6 @@
 """Relearning attacks: masks that hold, masks that are ignored, paired curves, and a model that is left as it was."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 from tests import toys
 from tests.guard import sets
-from torch import Tensor
 
-from unteach.attack import relearn as module
-from unteach.attack.relearn import probe_losses, relearn, trainable
+from unteach.attack import Probes, Relearn
+from unteach.attack.probes import probe_losses
+from unteach.attack.relearn import trainable
 from unteach.core import seeds, state
 from unteach.core.convert import convert
 from unteach.core.loop import Step
@@ -20,7 +21,17 @@ from unteach.diffusion.finetune import Finetune, finetune
 from unteach.errors import ConfigError, DataError, ModelError
 from unteach.records.attack import Curve, recovery
 
-FAST: dict[str, Any] = {"steps": 4, "learning_rate": 3e-3, "batch_size": 4, "draws": 1}
+FAST: dict[str, Any] = {"steps": 4, "learning_rate": 3e-3, "batch_size": 4}
+CALL = ("frozen", "honoured", "mask_data")
+
+
+def relearn(
+    model: Model, data: Examples, *, probes: Mapping[str, Examples], measure: Any = None, **given: Any
+) -> Curve:
+    """An attack with the settings among ``given``, looked at by ``measure`` or with one draw of noise."""
+    settings = {key: value for key, value in given.items() if key not in CALL}
+    call = {key: value for key, value in given.items() if key in CALL}
+    return Relearn.build(settings).run(model, data, measure or Probes(probes, draws=1), **call)
 
 
 def unprotected(curve: Curve) -> Curve:
@@ -48,27 +59,25 @@ def names(model: Model) -> list[str]:
     return [name for name, _ in model.denoiser.named_parameters()]
 
 
-def after(model: Model, monkeypatch: pytest.MonkeyPatch, data: Examples, **settings: Any) -> tuple[Curve, Any]:
-    """The curve, and the weights (or merged factors) with which the last measurement was made."""
-    seen: dict[str, Tensor] = {}
-    plain = probe_losses
+class Watched(Probes):
+    """Probes that keep the weights with which the last measurement was made."""
 
-    def watched(model: Model, examples: Examples, **kwargs: Any) -> Tensor:
-        seen.update(toys.weights(model))
-        seen.update(kwargs.get("params") or {})
-        return plain(model, examples, **kwargs)
+    def __call__(self, model: Model) -> dict[str, float]:
+        self.__dict__["seen"] = toys.weights(model)
+        return super().__call__(model)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "probe_losses", watched)
-        curve = relearn(model, data, **settings)
-    return curve, seen
+
+def after(model: Model, data: Examples, *, probes: Mapping[str, Examples], **given: Any) -> tuple[Curve, Any]:
+    """The curve, and the weights (with the factors merged) with which the last measurement was made."""
+    watched = Watched(probes, draws=1)
+    return relearn(model, data, probes=probes, measure=watched, **given), watched.__dict__["seen"]
 
 
 def test_without_a_mask_it_is_plain_fine_tuning_bit_for_bit(
-    tiny: Model, data: Examples, probes: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+    tiny: Model, data: Examples, probes: dict[str, Examples]
 ) -> None:
     before = toys.weights(tiny)
-    _, found = after(tiny, monkeypatch, data, probes=probes, evaluate_at=(1, 3), seed=5, **FAST)
+    _, found = after(tiny, data, probes=probes, eval_steps=(1, 3), seed=5, **FAST)
     finetune(tiny, data.batches, Finetune(steps=4, batch_size=4, learning_rate=3e-3), seed=5)
     plain = toys.weights(tiny)
     with torch.no_grad():
@@ -82,18 +91,18 @@ def test_without_a_mask_it_is_plain_fine_tuning_bit_for_bit(
 def test_a_mask_of_everything_changes_nothing(
     tiny: Model, data: Examples, probes: dict[str, Examples], mode: Any
 ) -> None:
-    curve = relearn(tiny, data, frozen=names(tiny), mode=mode, probes=probes, evaluate_at=(2,), **FAST)
+    curve = relearn(tiny, data, frozen=names(tiny), mode=mode, probes=probes, eval_steps=(2,), **FAST)
     assert curve.at == (0, 2, 4) and curve.trained_tensors == curve.trained_parameters == 0
     assert all(len(set(values)) == 1 for values in curve.losses.values())
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_frozen_tensors_keep_every_bit_and_the_model_is_restored(
-    tiny: Model, data: Examples, probes: dict[str, Examples], mode: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Model, data: Examples, probes: dict[str, Examples], mode: Any
 ) -> None:
     before, digest = toys.weights(tiny), tiny.digest(fresh=True)
     frozen = set(names(tiny)[::3])
-    curve, found = after(tiny, monkeypatch, data, frozen=frozen, mode=mode, probes=probes, **FAST)
+    curve, found = after(tiny, data, frozen=frozen, mode=mode, probes=probes, **FAST)
     still = {name for name in before if torch.equal(found[name], before[name])}
     if mode == "full":
         assert still == frozen
@@ -112,12 +121,12 @@ def test_frozen_tensors_keep_every_bit_and_the_model_is_restored(
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_who_ignores_the_mask_is_the_unprotected_attacker(
-    tiny: Model, data: Examples, probes: dict[str, Examples], mode: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Model, data: Examples, probes: dict[str, Examples], mode: Any
 ) -> None:
     """The expected failure: open weights are not protected."""
     kept = {"mode": mode, "probes": probes, **FAST}
-    plain, weights = after(tiny, monkeypatch, data, **kept)
-    ignoring, same = after(tiny, monkeypatch, data, frozen=names(tiny)[:60], honoured=False, **kept)
+    plain, weights = after(tiny, data, **kept)
+    ignoring, same = after(tiny, data, frozen=names(tiny)[:60], honoured=False, **kept)
     assert all(torch.equal(weights[name], same[name]) for name in weights)
     assert unprotected(ignoring) == unprotected(plain) and ignoring != plain
     assert recovery(ignoring, plain, "illegal") == 1.0
@@ -128,12 +137,12 @@ def test_it_relearns_the_concept_and_a_shorter_attack_is_a_prefix(
     tiny: Model, data: Examples, probes: dict[str, Examples]
 ) -> None:
     settings = FAST | {"steps": 30, "batch_size": 8}
-    long = relearn(tiny, data, probes=probes, evaluate_at=(10,), **settings)
+    long = relearn(tiny, data, probes=probes, eval_steps=(10,), **settings)
     short = relearn(tiny, data, probes=probes, **settings | {"steps": 10})
     assert long.at == (0, 10, 30) and short.at == (0, 10)
     assert all(long.losses[name][:2] == short.losses[name] for name in probes)
     assert long.loss("illegal") < 0.9 * long.loss("illegal", 0)
-    half = relearn(tiny, data, frozen=names(tiny)[::2], probes=probes, evaluate_at=(10,), **settings)
+    half = relearn(tiny, data, frozen=names(tiny)[::2], probes=probes, eval_steps=(10,), **settings)
     assert half.losses["illegal"][0] == long.losses["illegal"][0]  # the same noise: curves are paired
     share = recovery(half, long, "illegal")
     assert share is not None and 0 < share < 1
@@ -189,9 +198,9 @@ def test_data_must_be_disjoint(tiny: Model, data: Examples, probes: dict[str, Ex
             relearn(tiny, data, probes=probes, mask_data=[shared], **FAST)
 
 
-@pytest.mark.parametrize("wrong", [{"evaluate_at": (9,)}, {"probes": {}}, {"mode": "half"}])
+@pytest.mark.parametrize("wrong", [{"eval_steps": (9,)}, {"probes": {}}, {"mode": "half"}])
 def test_settings_are_checked(tiny: Model, data: Examples, probes: dict[str, Examples], wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="an attack needs"):
+    with pytest.raises(ConfigError, match=r"an attack needs|the attack 'relearn': (eval_steps|mode) must"):
         relearn(tiny, data, **{"probes": probes, **FAST, **wrong})
 
 

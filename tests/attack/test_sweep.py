@@ -1,14 +1,14 @@
 """Sweeps: every cell, the unprotected model beside each, going on where it stopped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.guard import sets
 
-from unteach.attack import sweep as module
-from unteach.attack.relearn import relearn
+from unteach.attack import Attack, Probes, Relearn
 from unteach.attack.sweep import sweep
 from unteach.core.events import Events
 from unteach.diffusion import Model
@@ -39,12 +39,13 @@ def grid(tiny: Model) -> dict[str, Any]:
     names = [name for name, _ in tiny.denoiser.named_parameters()]
     return {
         "data": sets.examples(tiny, "attack", sets.ILLEGAL, 3),
-        "probes": {"illegal": sets.examples(tiny, "illegal", sets.ILLEGAL, 2, " probe")},
+        "probes": Probes({"illegal": sets.examples(tiny, "illegal", sets.ILLEGAL, 2, " probe")}, draws=1),
         "masks": {"half": names[::2], "none": []},
-        "steps": (1, 3),
-        "learning_rates": (1e-3, 3e-3),
-        "batch_size": 2,
-        "draws": 1,
+        "attacks": [
+            Relearn(mode=mode, learning_rate=rate, steps=3, eval_steps=(1, 3), batch_size=2)
+            for mode in ("full", "lora")
+            for rate in (1e-3, 3e-3)
+        ],
     }
 
 
@@ -52,14 +53,15 @@ def test_a_sweep_is_its_attacks_and_goes_on(
     tiny: Model, grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
+    run = Attack.run
 
     def counted(*args: Any, **kwargs: Any) -> Curve:
         calls.append(kwargs)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return relearn(*args, **kwargs)
+        return run(*args, **kwargs)
 
-    monkeypatch.setattr(module, "relearn", counted)
+    monkeypatch.setattr(Attack, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny, out=tmp_path, honoured=(True, False), **grid)
     assert len(list(tmp_path.glob("*.json"))) == 3
@@ -69,11 +71,11 @@ def test_a_sweep_is_its_attacks_and_goes_on(
     assert len(calls) == 4 + 16 - 3 and len(list(tmp_path.glob("*.json"))) == 16
     assert heard.messages[-1].endswith(": 20 of 20") and len(records) == 20
     heard = Heard()
-    sweep(tiny, out=tmp_path / "b", events=heard, **grid | {"modes": ("lora",), "masks": {}})
+    sweep(tiny, out=tmp_path / "b", events=heard, **grid | {"attacks": grid["attacks"][2:], "masks": {}})
     assert [(stage[-8:], *n) for stage, *n in heard.steps] == [
         (f"attack {cell}", step, 3) for cell in (1, 2) for step in (1, 2, 3)
     ]
-    monkeypatch.setattr(module, "relearn", None)  # all is there: nothing runs
+    monkeypatch.setattr(Attack, "run", None)  # all is there: nothing runs
     assert sweep(tiny, out=tmp_path, honoured=(True, False), **grid) == records
     for place in range(4):
         plain, kept, ignored, none, _ = records[5 * place : 5 * place + 5]
@@ -81,15 +83,15 @@ def test_a_sweep_is_its_attacks_and_goes_on(
         assert plain.recovery["illegal"][2] in (1.0, None)
         assert ignored.losses == plain.losses == none.losses != kept.losses
         assert kept.honoured and not ignored.honoured and kept.frozen_tensors == 61
-    direct = relearn(
-        tiny, grid["data"], frozen=grid["masks"]["half"], steps=3, learning_rate=1e-3, evaluate_at=(1,),
-        probes=grid["probes"], batch_size=2, draws=1,
-    )  # fmt: skip
+    monkeypatch.undo()
+    direct = replace(grid["attacks"][0], eval_steps=(1,)).run(
+        tiny, grid["data"], grid["probes"], frozen=grid["masks"]["half"]
+    )
     assert direct.losses == records[1].losses
 
 
 def test_damaged_and_foreign_cells_are_refused(tiny: Model, grid: dict[str, Any], tmp_path: Path) -> None:
-    small = grid | {"modes": ("full",), "learning_rates": (1e-3,), "masks": {}}
+    small = grid | {"attacks": grid["attacks"][:1], "masks": {}}
     sweep(tiny, out=tmp_path, **small)
     (path,) = tmp_path.glob("*.json")
     text = path.read_text()
@@ -124,7 +126,7 @@ def test_damaged_and_foreign_cells_are_refused(tiny: Model, grid: dict[str, Any]
 
 
 def test_a_sweep_is_checked_before_anything_runs(tiny: Model, grid: dict[str, Any], tmp_path: Path) -> None:
-    for wrong in ({"masks": {UNPROTECTED: []}}, {"steps": ()}, {"learning_rates": ()}):
+    for wrong in ({"masks": {UNPROTECTED: []}}, {"attacks": ()}, {"honoured": ()}):
         with pytest.raises(ConfigError, match="a sweep needs"):
             sweep(tiny, out=tmp_path, **grid | wrong)
     overlapping: Examples = grid["data"].rows([0])

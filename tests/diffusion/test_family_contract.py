@@ -333,10 +333,9 @@ def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     learned = learn(model, sets.guard_data(model, 2), config, seed=1)
     assert 0 < len(learned.frozen) < len(learned.scores)
     assert model.digest(fresh=True) == load(folder).digest()
-    domains = {"illegal": ("bomb",), "innocent": ("dog",)}
-    mask = mask_of(model, learned, config, seed=1, **domains)
-    path = mask.save(tmp_path_factory.mktemp("mask") / "mask.json")
-    manifest = FreezeManifest.of(Mask.load(path).manifest)
+    mask = mask_of(model, learned, config, seed=1, illegal=("bomb",), innocent=("dog",), seconds=1.0)
+    assert Mask.load(mask.save(tmp_path_factory.mktemp("mask") / "mask.json")) == mask
+    manifest = FreezeManifest.of(mask.manifest)
     assert manifest.component == model.conventions.denoiser and set(manifest.components) == set(model.parts) - {
         manifest.component
     }

@@ -14,7 +14,7 @@ from tests.guard import sets
 from tests.oracle.guard import Official, adam, leave_one_out
 from torch import Tensor
 
-from unteach.attack.relearn import probe_losses
+from unteach.attack.probes import probe_losses
 from unteach.core import seeds, state
 from unteach.core.loop import Step
 from unteach.diffusion import Model

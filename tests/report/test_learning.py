@@ -11,9 +11,10 @@ from unteach.continual.metrics import METRICS
 from unteach.errors import DataError
 from unteach.records.learning import Arm, LearningResults, LearningRun, lower_is_better
 from unteach.records.stats import Paired, paired_t
-from unteach.report import learning_words as words
-from unteach.report import svg
-from unteach.report.learning import render_learning, sentence, signed, value, verdict
+from unteach.report import svg, terms
+from unteach.report.format import signed, value
+from unteach.report.learning import sentence, verdict
+from unteach.report.page import page as render
 
 ACC = "class_il/final_average_accuracy"
 LIFTS = {"none": 0.0, "refresh": 0.05, "reweight": 0.05, "sam": -0.05}
@@ -39,7 +40,7 @@ BETTER, WORSE, UNCLEAR = pairs(0.02, 0.021, 0.022), pairs(-0.02, -0.021, -0.022)
 
 
 def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
-    page = Page(render_learning(results(), tmp_path / "page.html"))
+    page = Page(render(results().runs, tmp_path / "page.html"))
     assert {"html", "head", "title", "style", "main", "h1", "svg"} <= {tag for tag, _ in page.tags}
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "img"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -75,8 +76,8 @@ def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_cells_say_what_the_results_say(tmp_path: Path) -> None:
     data = results(methods=("er",))
-    page = Page(render_learning(data, tmp_path))
-    assert (tmp_path / "learning.html").is_file()
+    page = Page(render(data.runs, tmp_path))
+    assert (tmp_path / "report.html").is_file()
     for plugin in ("refresh", "sam"):
         pair = data.paired(("er", plugin), ("er", "none"), ACC)
         mean = data.table(ACC)[Arm("er", plugin)]
@@ -98,7 +99,7 @@ def test_inert_and_diverging_arms_are_announced(tmp_path: Path) -> None:
         runs += [host, dataclasses.replace(same, matrices=host.matrices, metrics=host.metrics)]
         runs.append(run("er", "strong", seed, diagnostics=wild))
         runs.append(run("er", "broken", seed, diagnostics=[{"loss": None}]))
-    page = Page(render_learning(LearningResults(runs), tmp_path / "page.html"))
+    page = Page(render(runs, tmp_path / "page.html"))
     assert "Look at these first" in page.text
     assert "inert: every seed gave exactly what the method gives alone (3 of 3 seeds)" in page.text
     assert "its step was below 0.001 of the descent step (unlearn_ratio) (3 of 3 seeds)" in page.text
@@ -106,7 +107,7 @@ def test_inert_and_diverging_arms_are_announced(tmp_path: Path) -> None:
     assert "more than half of the steps climbed the loss (cancelling) (3 of 3 seeds)" in page.text
     assert "diverged: loss was not a finite number" in page.text
     assert "identical to alone: it did nothing" in page.text
-    quiet = Page(render_learning(results(), tmp_path / "quiet.html"))
+    quiet = Page(render(results().runs, tmp_path / "quiet.html"))
     assert "Look at these first" not in quiet.text
 
 
@@ -163,7 +164,7 @@ def test_sentences() -> None:
     ],
 )
 def test_odd_sets_of_runs_make_a_page(make: Callable[[], LearningResults], tmp_path: Path) -> None:
-    page = Page(render_learning(make(), tmp_path / "page.html"))
+    page = Page(render(make().runs, tmp_path / "page.html"))
     assert "Few seeds." in page.text
 
 
@@ -173,33 +174,35 @@ def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:
         run(word, plugin, 0, stream=word, warnings=[word], diagnostics=[{word: 1.0}], environment={word: word})
         for plugin in ("none", word)
     ]
-    page = Page(render_learning(LearningResults(runs), tmp_path / "page.html", title=word))
+    page = Page(render(runs, tmp_path / "page.html", title=word))
     assert not page.all("script") and page.text.count("<script>") > 10
 
 
 def test_a_folder_is_read_and_errors_are_passed_on(tmp_path: Path) -> None:
     for seed in (0, 1):
         run(seed=seed).save(tmp_path / "er" / str(seed))
-    assert "2 seeds an arm" in Page(render_learning(tmp_path, tmp_path / "a.html", title="Mine")).text
-    with pytest.raises(DataError, match=r"no run\.json"):
-        render_learning(tmp_path / "er" / "none", tmp_path / "b.html")
+    assert "2 seeds an arm" in Page(render([tmp_path], tmp_path / "a.html", title="Mine")).text
+    (tmp_path / "er" / "0" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json is damaged"):
+        render([tmp_path], tmp_path / "b.html")
 
 
 def test_words_are_those_of_the_metrics() -> None:
     """The report imports no engine, so its words are a second list; it must not drift from the first."""
+    words = {term.name: term for term in terms.LEARNING}
     without = {"calibration_error"}  # shown as final_calibration_error
-    assert set(METRICS) - without <= set(words.TERMS)
+    assert set(METRICS) - without <= set(words)
     for name, metric in METRICS.items():
         if name not in without:
-            assert words.TERMS[name].lower == (metric.direction == "lower"), name
+            assert words[name].lower == (metric.direction == "lower"), name
             assert (
-                metric.source.split(" ")[0] in words.TERMS[name].meaning
+                metric.source.split(" ")[0] in words[name].meaning
                 or metric.source.islower()
                 or name.endswith(("incl_last",))
             ), name
-    for name, term in words.TERMS.items():
+    for name, term in words.items():
         assert term.lower == lower_is_better(name), name
-    assert words.term("class_il/forgetting").label == "forgetting, Class-IL" and not words.is_share("unknown")
+    assert terms.term("class_il/forgetting").label == "forgetting, Class-IL" and not terms.term("unknown").share
 
 
 def test_ticks_are_round_and_cover() -> None:

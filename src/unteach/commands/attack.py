@@ -1,189 +1,204 @@
-"""``unteach attack relearn``: fine-tune on domains without and with the freeze mask, and write what came back."""
+"""``unteach attack``: fine-tune on domains without and with the freeze mask, and write what came back."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unteach.attack.sweep import sweep
-from unteach.commands.base import Base, check_domains
+from tyro.conf import Positional, arg
+
 from unteach.commands.console import events, say, wrote
-from unteach.commands.guard import mask_config
-from unteach.commands.options_guard import Attack
-from unteach.commands.verb import Mistakes
-from unteach.core import places, state
-from unteach.core.run import same
-from unteach.core.text import aligned
-from unteach.diffusion import domains
-from unteach.diffusion.domains import Domain
-from unteach.diffusion.examples import Examples
-from unteach.diffusion.model import Model
-from unteach.errors import CheckpointError, ConfigError
-from unteach.guard.data import GuardData
-from unteach.guard.manifest import FreezeManifest
-from unteach.guard.policy import check_model
-from unteach.records import environment
-from unteach.records.attack import UNPROTECTED, AttackedMask, ModelName, Relearning, Role
-from unteach.records.attack import Attack as Attacked
-from unteach.records.attack import Domain as AttackedDomain
-from unteach.records.mask import Mask, Policy
+from unteach.commands.verb import RESUMES, Machine, Mistakes
+from unteach.errors import ConfigError
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from unteach.attack import base as attacking
+    from unteach.attack.protocol import Shield
+    from unteach.commands.base import Base
+    from unteach.diffusion.model import Model
+    from unteach.records import attack as record
 
-DECISIVE = ("base", "mask", "steps", "rank", "batch_size", "draws", "seed")
+__all__ = ["Attack"]
+
+DECISIVE = ("attack", "base", "mask", "steps", "rank", "batch_size", "draws", "seed")
 GROWS = ("illegal", "innocent", "rates", "modes", "seeds", "ignore")
 """What the same folder may be asked more of."""
+DOMAINS = "NAME|FOLDER ..."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Guard:
-    """A mask that is attacked.
+class Attack(Machine):
+    """Attack a model by fine-tuning it, with and without its freeze mask, and see what comes back.
 
-    Attributes:
-        policy: what it freezes, and what it was made from.
-        illegal, innocent: its domains, as they can be read again; of a manifest alone only bundled ones.
-        lost: names of domains that cannot be read again.
+    The unprotected model goes through the same beside it. The same command run again goes on where it stopped. No
+    picture that a mask was learned from is attacked with or measured on. `unteach list attacks` shows the attacks.
     """
 
-    policy: Policy
-    illegal: tuple[str, ...]
-    innocent: tuple[str, ...]
-    lost: tuple[str, ...] = ()
+    stopped: ClassVar[str] = RESUMES
+    attack: Annotated[Positional[str], arg(metavar="relearn")]
+    """Which attack."""
+    guard: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: no mask)")] = None
+    """The --out folder of `unteach guard learn`: brings mask, model and erasure."""
+    manifest: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Instead of --guard: only its manifest.json."""
+    model: Annotated[
+        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's, the erasure's, or canvas)")
+    ] = None
+    """What to attack: the bundled model, or a local diffusers folder."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's, or none)")] = None
+    """Result of `unteach erase`, which is applied to the model first."""
+    illegal: Annotated[tuple[str, ...], arg(metavar=DOMAINS, help_behavior_hint="")] = ()
+    """What the attacker wants back: domains, or folders of pictures with metadata.jsonl."""
+    innocent: Annotated[tuple[str, ...], arg(metavar=DOMAINS, help_behavior_hint="")] = ()
+    """What others fine-tune on, by the same code."""
+    steps: Annotated[tuple[int, ...], arg(metavar="N ...")] = (10, 20, 40)
+    """Points at which is measured; the largest is the length."""
+    rates: Annotated[tuple[float, ...], arg(metavar="X ...")] = (3e-4,)
+    """Learning rates."""
+    modes: Annotated[tuple[Literal["full", "lora"], ...], arg(metavar="full|lora ...")] = ("full",)
+    """relearn: full fine-tuning, or low-rank factors."""
+    rank: Annotated[int, arg(metavar="N")] = 4
+    """relearn: LoRA rank."""
+    ignore: bool = False
+    """Also the attacker who does not keep to the mask."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    """Seeds of the attacks."""
+    batch_size: Annotated[int, arg(metavar="N")] = 16
+    """Pictures a step."""
+    draws: Annotated[int, arg(metavar="N")] = 2
+    """Draws of noise for each picture that is measured on."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required)")] = None
+    """Folder of relearning.json and of the cells."""
 
-    @classmethod
-    def from_folder(cls, folder: Path, config: dict[str, Any]) -> "_Guard":
-        """From the folder of ``guard learn``; its config knows where the pictures are."""
-        policy = Mask.load(folder).manifest
-        given = [tuple(map(str, config.get(key) or ())) for key in ("illegal", "innocent")]
-        shown = [tuple(map(domains.shown, names)) for names in given]
-        if shown != [policy.illegal, policy.innocent]:
-            raise CheckpointError(f"{folder} holds a configuration and a mask that do not belong together")
-        return cls(policy=policy, illegal=given[0], innocent=given[1])
+    def run(self, command: str) -> int:
+        """Attack what is left to attack, and say what came back."""
+        from unteach.attack.protocol import Attacked
+        from unteach.core.run import Run
+        from unteach.guard.policy import check_model
+        from unteach.records.attack import Relearning
 
-    @classmethod
-    def from_manifest(cls, path: Path) -> "_Guard":
-        """From a manifest, whose folders of pictures are known by name only."""
-        policy, bundled = FreezeManifest.load(path), domains.available()
-        names = policy.illegal, policy.innocent
-        known = [tuple(name for name in each if name in bundled) for each in names]
-        lost = tuple(name for each in names for name in each if name not in bundled)
-        return cls(policy=policy, illegal=known[0], innocent=known[1], lost=lost)
+        base, shield = self.resolve()
+        if self.out is None:
+            raise ConfigError("no folder for the result was given", fix="add --out DIR")
+        model, erased = base.load()
+        if shield is not None:
+            check_model(model, shield.policy, "the mask")
+        targets = erased.get("targets", [])
+        sets = Attacked.read(model, self.illegal, self.innocent, shield, bundled=base.canvas, erased=targets)
+        stages = ("cells", Relearning.FILE)
+        run = Run(self.out, self.config(model, shield), keys=DECISIVE, grows=GROWS, stages=stages)
+        if run.known:
+            say(f"{self.out} holds this attack: going on")
+        attacks, honoured = self.attacks(), (True, False) if self.ignore else (True,)
+        each, last = len(attacks) * (1 + len(sets.masks) * len(honoured)), max(self.steps)
+        say(f"attacking {base.name}: {len(sets.domains)} domains, {each} attacks each, of {last} steps")
+        if shield is not None:
+            policy = shield.policy
+            say(f"the mask '{policy.name}' freezes {len(policy.frozen)} of {len(policy.tensors)} tensors")
+            if shield.lost:
+                lost = ", ".join(shield.lost)
+                say(f"not checked for pictures that the mask was learned from: {lost} (give --guard)")
+        records: list[record.Attack] = []
+        with run.working():
+            cells = self.out / "cells"
+            done = sets.sweep(model, attacks, out=cells, honoured=honoured, draws=self.draws, events=events())
+            for domain, role, found in done:
+                records += found
+                for line in _table(domain, role, found):
+                    say(line)
+            path = sets.record(model, records, name=base.name, command=command).save(self.out)
+        wrote([path])
+        return 0
 
+    def attacks(self) -> list[attacking.Attack]:
+        """One attack a mode, rate and seed; an attack without one of these settings goes once through them.
 
-@dataclass(frozen=True, kw_only=True)
-class _Sets:
-    """Everything that is fine-tuned on and measured."""
+        Raises:
+            ConfigError: no such attack, or wrong settings.
+        """
+        from unteach.attack import attacks
 
-    attacked: list[tuple[Domain, Role]]
-    data: dict[str, Examples]
-    probes: dict[str, Examples]
-    learned: list[Examples]
+        given = {"steps": max(self.steps), "eval_steps": tuple(sorted(self.steps)), "batch_size": self.batch_size}
+        grid = [
+            {**given, "mode": mode, "learning_rate": rate, "seed": seed, "rank": self.rank}
+            for mode in self.modes
+            for rate in self.rates
+            for seed in self.seeds
+        ]
+        known = {field.name for field in fields(attacks[self.attack])}
+        made = [attacks.make(self.attack, **{k: v for k, v in each.items() if k in known}) for each in grid]
+        return list(dict.fromkeys(made))
 
+    def config(self, model: Model, shield: Shield | None) -> dict[str, Any]:
+        """What decides the result, as plain data; the model and the mask by their digests."""
+        from unteach.core import state
 
-def run(options: Attack, command: str) -> int:
-    """Attack what is left to attack, and say what came back."""
-    base, mask = _resolve(options)
-    out = options.out
-    if out is None:
-        raise ConfigError("no folder for the result was given", fix="add --out DIR")
-    model, erased = base.load()
-    if mask is not None:
-        check_model(model, mask.policy, "the mask")
-    sets = _read(options, base, model, mask, erased.get("targets", []))
-    config = _config(options, model, mask)
-    if (out / "config.json").exists():
-        same(out, state.read_table(out / "config.json"), config, keys=DECISIVE, grows=GROWS)
-        say(f"{out} holds this attack: going on")
-    masks = {} if mask is None else {mask.policy.name: mask.policy.frozen}
-    cells = len(options.modes) * len(options.rates) * len(options.seeds) * (1 + len(masks) * (1 + options.ignore))
-    say(f"attacking {base.name}: {len(sets.attacked)} domains, {cells} attacks each, of {max(options.steps)} steps")
-    if mask is not None:
-        say(f"the mask '{mask.policy.name}' freezes {len(mask.policy.frozen)} of {len(mask.policy.tensors)} tensors")
-        if mask.lost:
-            say(f"not checked for pictures that the mask was learned from: {', '.join(mask.lost)} (give --guard)")
-    with places.alone(out):
-        state.write_json(out / "config.json", config)
-        records = _attack(options, out, model, masks, sets)
-        path = _result(base, model, mask, sets, records, command).save(out)
-    wrote([path])
-    return 0
+        listed = {key: list(getattr(self, key)) for key in ("illegal", "innocent", "modes", "seeds", "rates")}
+        return {
+            **({} if self.attack == "relearn" else {"attack": self.attack}),  # release 0.1 knew no other
+            **listed,
+            "steps": sorted(self.steps),
+            "ignore": [False, True] if self.ignore else [False],
+            **{key: getattr(self, key) for key in ("rank", "batch_size", "draws")},
+            "base": model.digest(fresh=True),
+            "mask": None if shield is None else state.fingerprint(sorted(shield.policy.frozen)),
+            "seed": 0 if shield is None else shield.policy.seed,
+        }
 
+    def resolve(self) -> tuple[Base, Shield | None]:
+        """Check everything that can be checked without loading the model.
 
-def _attack(
-    options: Attack, out: Path, model: Model, masks: Mapping[str, Sequence[str]], sets: _Sets
-) -> list[Attacked]:
-    """Every cell that is left, told domain by domain."""
-    records: list[Attacked] = []
-    told = events()
-    for domain, role in sets.attacked:
-        found = sweep(
-            model,
-            sets.data[domain.name],
-            sets.probes,
-            masks=masks,
-            out=out / "cells",
-            steps=options.steps,
-            learning_rates=options.rates,
-            modes=options.modes,
-            honoured=(True, False) if options.ignore else (True,),
-            seeds=options.seeds,
-            rank=options.rank,
-            batch_size=options.batch_size,
-            draws=options.draws,
-            mask_data=sets.learned,
-            domain=domain.name,
-            events=told,
-        )
-        records += found
-        for line in _table(domain.name, role, found):
-            say(line)
-    return records
+        Raises:
+            UnteachError: the one mistake, or a ConfigError that lists all of them.
+        """
+        from unteach.attack import attacks
+        from unteach.commands.base import Base, check_domains
 
+        found = Mistakes()
+        found.catch(lambda: attacks[self.attack])
+        known, shield = self._shield(found)
+        model = self.model or known.get("model") or _published(self.manifest)
+        base = Base.checked(model, self.erased or known.get("erased"), self.device, self.threads, found)
+        if not self.illegal:
+            found.say("nothing to relearn was named: add --illegal NAME or FOLDER (see: unteach list domains)")
+        check_domains([*self.illegal, *self.innocent], base, found)
+        for key in ("steps", "rates", "modes", "seeds"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                found.say(f"{key} must be different values, at least one, found {list(values)}")
+        for key, least in (("steps", 1), ("seeds", 0)):
+            if any(value < least for value in getattr(self, key)):
+                found.say(f"{key} must be at least {least}, found {list(getattr(self, key))}")
+        if not all(rate > 0 and math.isfinite(rate) for rate in self.rates):
+            found.say(f"rates must be above 0, found {list(self.rates)}")
+        found.least({"rank": self.rank, "batch-size": self.batch_size, "draws": self.draws}, 1)
+        if self.out is None:
+            found.say("no folder for the result was given: add --out DIR")
+        found.stop()
+        return base, shield
 
-def _resolve(options: Attack) -> tuple[Base, _Guard | None]:
-    """Check everything that can be checked without loading the model."""
-    found, config, mask = Mistakes(), None, None
-    if options.guard is not None and options.manifest is not None:
-        found.say("give --guard or --manifest, not both")
-    elif options.guard is not None:
-        folder = options.guard
-        config = found.catch(lambda: mask_config(folder))
-        mask = None if config is None else found.catch(lambda: _Guard.from_folder(folder, config))
-    elif options.manifest is not None:
-        path = options.manifest
-        mask = found.catch(lambda: _Guard.from_manifest(path))
-    elif options.ignore:
-        found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
-    known = config or {}
-    base = Base.checked(
-        options.model or known.get("model") or _published(options.manifest),
-        options.erased or known.get("erased"),
-        options.device,
-        options.threads,
-        found,
-    )
-    if not options.illegal:
-        found.say("nothing to relearn was named: add --illegal NAME or FOLDER (see: unteach list domains)")
-    check_domains([*options.illegal, *options.innocent], base, found)
-    lists: dict[str, Sequence[float | str]] = {
-        "steps": options.steps, "rates": options.rates, "modes": options.modes, "seeds": options.seeds
-    }  # fmt: skip
-    for key, values in lists.items():
-        if not values or len(set(values)) < len(values):
-            found.say(f"{key} must be different values, at least one, found {list(values)}")
-    for key, least in (("steps", 1), ("seeds", 0)):
-        if any(value < least for value in getattr(options, key)):
-            found.say(f"{key} must be at least {least}, found {list(getattr(options, key))}")
-    if not all(rate > 0 and math.isfinite(rate) for rate in options.rates):
-        found.say(f"rates must be above 0, found {list(options.rates)}")
-    for key in ("rank", "batch_size", "draws"):
-        if getattr(options, key) < 1:
-            found.say(f"{key.replace('_', '-')} must be at least 1, found {getattr(options, key)}")
-    if options.out is None:
-        found.say("no folder for the result was given: add --out DIR")
-    found.stop()
-    return base, mask
+    def _shield(self, found: Mistakes) -> tuple[Mapping[str, Any], Shield | None]:
+        """The configuration of the mask's run, as far as it is known, and the mask."""
+        from unteach.attack.protocol import Shield
+        from unteach.commands.guard import mask_config
+        from unteach.guard.manifest import FreezeManifest
+        from unteach.records.mask import Mask
+
+        folder, file = self.guard, self.manifest
+        if folder is not None and file is not None:
+            found.say("give --guard or --manifest, not both")
+        elif folder is not None:
+            config = found.catch(lambda: mask_config(folder)) or {}
+            named = [config.get(key) or () for key in ("illegal", "innocent")]
+            return config, found.catch(lambda: Shield.learned(Mask.load(folder).manifest, *named)) if config else None
+        elif file is not None:
+            return {}, found.catch(lambda: Shield.published(FreezeManifest.load(file)))
+        elif self.ignore:
+            found.say("--ignore is about a mask: add --guard DIR or --manifest FILE")
+        return {}, None
 
 
 def _published(manifest: Path | None) -> str | None:
@@ -192,115 +207,18 @@ def _published(manifest: Path | None) -> str | None:
     return str(folder) if folder is not None and (folder / "model_index.json").is_file() else None
 
 
-def _config(options: Attack, model: Model, mask: _Guard | None) -> dict[str, Any]:
-    """What decides the result, as plain data; the model and the mask by their digests."""
-    lists: dict[str, Any] = {key: list(getattr(options, key)) for key in ("illegal", "innocent", "modes", "seeds")}
-    return {
-        **lists,
-        "rates": list(options.rates),
-        "steps": sorted(options.steps),
-        "ignore": [False, True] if options.ignore else [False],
-        "rank": options.rank,
-        "batch_size": options.batch_size,
-        "draws": options.draws,
-        "base": model.digest(fresh=True),
-        "mask": None if mask is None else state.fingerprint(sorted(mask.policy.frozen)),
-        "seed": 0 if mask is None else mask.policy.seed,
-    }
-
-
-def _read(options: Attack, base: Base, model: Model, mask: _Guard | None, erased: Sequence[str]) -> _Sets:
-    """Read, compare and encode: nothing that the mask was learned from may be attacked with or measured on."""
-    found, seed = Mistakes(), 0 if mask is None else mask.policy.seed
-    names = [*options.illegal, *options.innocent]
-    read = [found.catch(lambda g=g: Domain.read(g, model, seed)) for g in names]  # type: ignore[misc]
-    mine = [] if mask is None else [*mask.illegal, *mask.innocent]
-    learned = [found.catch(lambda g=g: Domain.read(g, model, seed)) for g in mine]  # type: ignore[misc]
-    found.stop()
-    attacked, sources = [d for d in read if d is not None], [d for d in learned if d is not None]
-    bad, good = attacked[: len(options.illegal)], attacked[len(options.illegal) :]
-    found.catch(
-        lambda: domains.apart(
-            [(d.name, set(d.ids)) for d in bad],
-            [(d.name, set(d.ids)) for d in good],
-            "what is illegal must not be among what is innocent",
-        )
-    )
-    found.catch(
-        lambda: domains.apart(
-            [(d.name, d.side("attack")) for d in attacked],
-            [(f"{d.name} (the mask's)", d.side("mask")) for d in sources],
-            "an attack must not use pictures that the mask was learned from",
-        )
-    )
-    found.stop()
-    seen = {name for d in sources for name in d.ids}
-    roles: list[Role] = ["illegal"] * len(bad)
-    roles += ["innocent" if mask is None or seen & set(d.ids) else "unseen" for d in good]
-    data = {d.name: d.examples(model, "attack") for d in attacked}
-    probes = {d.name: d.examples(model, "probe") for d in attacked}
-    if base.canvas:
-        probes[domains.REST] = domains.rest(model, erased)
-    return _Sets(
-        attacked=list(zip(attacked, roles, strict=True)),
-        data=data,
-        probes=probes,
-        learned=[] if mask is None else _mask_data(mask, model, sources),
-    )
-
-
-def _mask_data(mask: _Guard, model: Model, sources: Sequence[Domain]) -> list[Examples]:
-    """The sets that the mask was made from, built again; refused when they are not the same.
-
-    Raises:
-        CheckpointError: the pictures changed since.
-    """
-    if not sources:
-        return []
-    count = len(mask.illegal)
-    user, publisher = ([d.examples(model, role) for d in sources] for role in domains.SIDES["mask"])
-    if not mask.lost and count and len(sources) > count:
-        again = GuardData(user[:count], publisher[:count], user[count:], publisher[count:]).digests()
-        if again != mask.policy.provenance.data:
-            changed = [name for name in again if again[name] != mask.policy.provenance.data.get(name)]
-            raise CheckpointError(
-                "the pictures that the mask was learned from cannot be told any more: they changed since, or "
-                "version 0.1 of Unteach learned the mask on another kind of processor",
-                found=f"other digests of {', '.join(changed)}",
-                fix="put them back, or learn the mask again",
-            )
-    return [*user, *publisher]
-
-
-def _result(
-    base: Base, model: Model, mask: _Guard | None, sets: _Sets, records: Sequence[Attacked], command: str
-) -> Relearning:
-    of = None
-    if mask is not None:
-        frozen = mask.policy.frozen
-        digest = state.fingerprint(sorted(frozen))
-        of = AttackedMask(name=mask.policy.name, digest=digest, tensors=len(frozen), of=len(mask.policy.tensors))
-    return Relearning(
-        model=ModelName(name=base.name, digest=model.digest(fresh=True)),
-        mask=of,
-        domains=tuple(
-            AttackedDomain(name=d.name, role=role, images=len(sets.data[d.name])) for d, role in sets.attacked
-        ),
-        probes=tuple(sets.probes),
-        records=tuple(records),
-        environment=vars(environment.collect()),
-        command=command,
-    )
-
-
-def _table(domain: str, role: str, records: Sequence[Attacked]) -> Iterator[str]:
+def _table(domain: str, role: str, records: Sequence[record.Attack]) -> Iterator[str]:
     """Losses of the domain's own probe at each step, what was recovered, and what became of everything else."""
+    from unteach.core.text import aligned
+    from unteach.diffusion.domains import REST
+    from unteach.records.attack import UNPROTECTED
+
     longest = max((record.at for record in records), key=len)
-    head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", domains.REST)
+    head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", REST)
     rows = []
     for r in records:
         arm = r.mask if r.mask == UNPROTECTED else f"{r.mask}, {r.arm}"
-        losses, shares, others = r.losses[domain], r.recovery[domain], r.losses.get(domains.REST, ())
+        losses, shares, others = r.losses[domain], r.recovery[domain], r.losses.get(REST, ())
         cells = [f"{x:.4f}" for x in losses] + ["diverged"] * (len(longest) - len(losses))
         share = "–" if r.diverged or not shares or shares[-1] is None else f"{shares[-1]:.0%}"
         rest = f"{others[0]:.4f} → {others[-1]:.4f}" if others else "–"

@@ -64,7 +64,7 @@ class Base:
         return CANVAS if self.canvas else folder_of(self.model).resolve().name
 
     def load(self) -> tuple[Model, dict[str, Any]]:
-        """The model with the erasure laid on, and the erasure's record (empty without one).
+        """The model with the erasure applied, and the erasure's record (empty without one).
 
         All is computed in float32; the values are those that a published folder will hold, in its number format.
 

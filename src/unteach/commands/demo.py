@@ -79,7 +79,7 @@ class Demo(Verb):
         from unteach.core.device import cores
         from unteach.core.text import duration
         from unteach.records.erasure import Results
-        from unteach.report.html import render
+        from unteach.report.page import page
         from unteach.report.terminal import verdicts
 
         begin = time.time()
@@ -99,8 +99,8 @@ class Demo(Verb):
             say("\n" + verdicts(one))
         say(f"\n{duration(time.time() - begin)}")
         if results:
-            page = render([folder / "evaluation" for folder in good], self.out / "report.html", title=TITLE)
-            wrote([*(folder / "delta.safetensors" for folder in good), page])
+            made = page(results, self.out / "report.html", title=TITLE)
+            wrote([*(folder / "delta.safetensors" for folder in good), made])
         for name, problem in failed.items():
             print(f"\nunteach: {name} was not finished: {problem}", file=sys.stderr)
         if failed:

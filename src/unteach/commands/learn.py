@@ -80,7 +80,7 @@ class Learn(Verb):
         from unteach.continual import grid
         from unteach.core import places
         from unteach.records.learning import LearningResults
-        from unteach.report.learning import render_learning
+        from unteach.report.page import page
 
         plan = self.plan()
         left = [job for job in plan.jobs if not grid.finished(job, self.out)]
@@ -92,10 +92,10 @@ class Learn(Verb):
                 places.sweep(self.out)  # what workers were writing when they were ended
                 raise
             results = LearningResults.load(self.out / "runs")
-            page = render_learning(results, self.out / "report.html", title=plan.title)
+            made = page(results.runs, self.out / "report.html", title=plan.title)
             for line in _lines(results):
                 say(line)
-            wrote([self.out / "runs", page])
+            wrote([self.out / "runs", made])
         return 0
 
     def _do_all(self, plan: "Grid", left: Sequence["Job"], command: str) -> None:

@@ -28,6 +28,7 @@ Subject = Literal[
     "streams",
     "networks",
     "masks",
+    "attacks",
     "domains",
 ]
 
@@ -52,6 +53,7 @@ class List(Verb):
             "streams": _streams,
             "networks": _networks,
             "masks": lambda: _masks(self.verbose),
+            "attacks": lambda: _attacks(self.verbose),
             "domains": _domains,
             "families": _families,
             "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
@@ -136,6 +138,16 @@ def _masks(verbose: bool) -> Iterator[str]:
         if verbose:
             yield from _settings(guards[name])
     yield from _table([(name, f"preset of {guards.presets[name][0]}") for name in guards.presets])
+
+
+def _attacks(verbose: bool) -> Iterator[str]:
+    from unteach.attack import attacks
+
+    for name, line in zip(attacks, _table([(name, attacks.describe(name)) for name in attacks]), strict=True):
+        yield line
+        if verbose:
+            yield from _settings(attacks[name])
+    yield from _table([(name, f"preset of {attacks.describe(name)}") for name in attacks.presets])
 
 
 def _domains() -> Iterator[str]:

@@ -83,8 +83,8 @@ class Step:
 
 @dataclass
 class History:
-    """What a run logged: one record a logged step (with ``out``, those of earlier sittings too), the seconds
-    of this sitting, and the step that it was resumed from.
+    """What a run logged: one record a logged step (with ``out``, those of earlier sessions too), the seconds
+    of this session, and the step that it was resumed from.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
@@ -268,7 +268,7 @@ class Loop:
         )
 
     def _trim_log(self, done: int) -> list[dict[str, float]]:
-        """The logged records up to step ``done``. What a stopped sitting left beyond them is removed: records
+        """The logged records up to step ``done``. What a stopped session left beyond them is removed: records
         of steps that are run again, a line that was cut off, files that were being written.
         """
         if self.out is None:

@@ -114,7 +114,7 @@ def target(model: nn.Module, params: Mapping[str, nn.Parameter] | None = None) -
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients on; every module's own training flag is put back at the end.
+    """Evaluation mode with gradients on; every module's own training flag is restored at the end.
 
     Raises:
         ModelError: a batch norm without running statistics, which mixes samples even in evaluation mode.

@@ -136,7 +136,7 @@ class Run:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Be the only process that works in the folder; its seconds are counted in cost.json, over all sittings.
+        """Be the only process that works in the folder; its seconds are counted in cost.json, over all sessions.
 
         The configuration is written at once, except beside stages that have none: those are somebody else's until the
         work has compared them. When the work is refused before anything was made, the folder is as before.
@@ -165,7 +165,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds that went into the folder, over all sittings; None when it is not known."""
+        """Seconds that went into the folder, over all sessions; None when it is not known."""
         return seconds_spent(self.folder)
 
     def finished(self) -> bool:
@@ -193,7 +193,7 @@ class Run:
 
 
 def seconds_spent(folder: Path) -> float | None:
-    """Seconds that went into a folder, over all sittings; None when it is not known, or cost.json is damaged."""
+    """Seconds that went into a folder, over all sessions; None when it is not known, or cost.json is damaged."""
     try:
         seconds = state.read_table(folder / COST).get("seconds") if (folder / COST).exists() else None
     except CheckpointError:

@@ -6,7 +6,7 @@ input, and every argument of the pipeline's call, must be those of this package.
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,15 @@ from unteach.core import seeds
 from unteach.diffusion.foreign import foreign, unremarked
 from unteach.errors import ModelError
 
-if TYPE_CHECKING:
-    from unteach.diffusion.model import Model
+Model = Any
+"""A :class:`unteach.diffusion.model.Model`; not imported here, because it checks itself by this module."""
 
 _STEPS = 50
 # Schedulers that stop between training timesteps are up to 3 % off (KDPM2); other conventions are off by 30 % and more.
 _NEAR = 0.1
 
 
-def check(model: "Model") -> None:
+def check(model: Model) -> None:
     """Compare noise, scaling, timestep and arguments of one step; the denoiser itself does not run.
 
     Raises:
@@ -44,7 +44,7 @@ def check(model: "Model") -> None:
         )
 
 
-def _noise(model: "Model", scheduler: Any) -> str:
+def _noise(model: Model, scheduler: Any) -> str:
     """What the scheduler makes of a latent and noise, scaled for the denoiser, against ``Model.noise``; "" if equal."""
     x0, eps = (seeds.randn(model.latent_shape, 0, f"conventions {what}", 0, [0]) for what in ("latent", "noise"))
     for t in (scheduler.timesteps[0], scheduler.timesteps[len(scheduler.timesteps) // 2]):
@@ -55,7 +55,7 @@ def _noise(model: "Model", scheduler: Any) -> str:
     return ""
 
 
-def _differs(model: "Model", found: Tensor, t: Tensor, x0: Tensor, eps: Tensor) -> str:
+def _differs(model: Model, found: Tensor, t: Tensor, x0: Tensor, eps: Tensor) -> str:
     if mistake := _no_time(model, t):
         return mistake
     wanted = model.noise(x0, eps, model.schedule.nearest(float(t)))
@@ -64,13 +64,13 @@ def _differs(model: "Model", found: Tensor, t: Tensor, x0: Tensor, eps: Tensor) 
     return "" if off <= _NEAR else f"at timestep {float(t):.4g} the denoiser's input is off by {off:.0%}"
 
 
-def _no_time(model: "Model", t: Tensor) -> str:
+def _no_time(model: Model, t: Tensor) -> str:
     if 0 <= float(t) <= model.schedule.last:
         return ""
     return f"timestep {float(t):.4g}, where training timesteps go from 0 to {model.schedule.last:g}"
 
 
-def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
+def _start(model: Model, found: Tensor, t: Tensor, eps: Tensor) -> str:
     """The first input is noise alone, at its timestep's rate, or at 1 (with what would be left of a picture)."""
     if mistake := _no_time(model, t):
         return mistake
@@ -81,7 +81,7 @@ def _start(model: "Model", found: Tensor, t: Tensor, eps: Tensor) -> str:
     return "" if fits else f"the pipeline starts with noise times {factor:.3g}, where {low:.3g} to 1 is known"
 
 
-def _call(model: "Model", scheduler: Any, steps: int) -> str:
+def _call(model: Model, scheduler: Any, steps: int) -> str:
     """What the pipeline's first step gives to the denoiser, against ``Model.predict``; "" if equal."""
     cond = model.encode([""])
     pipe = copy.copy(model.pipe)

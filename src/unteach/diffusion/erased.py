@@ -1,4 +1,4 @@
-"""A model with an erasure laid on, in the values that a published folder will hold."""
+"""A model with an erasure applied, in the values that a published folder will hold."""
 
 import torch
 

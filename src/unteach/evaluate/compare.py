@@ -1,6 +1,5 @@
 """An evaluation without judges, for any pipeline: paired drift of prompts to keep, and pictures before and after."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,17 +8,15 @@ from torch import Tensor
 
 from unteach.core import state
 from unteach.core.events import SILENT, Events
-from unteach.core.run import same
-from unteach.core.seeds import integer
 from unteach.data.concepts import ConceptSet
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.model import Model
-from unteach.diffusion.sample import sample
 from unteach.evaluate.grids import png
-from unteach.evaluate.image_cache import ImageStore, Item
+from unteach.evaluate.image_cache import Item
 from unteach.evaluate.metrics.tables import drift_metrics
+from unteach.evaluate.paired import RESULTS, Paired, cost_of, finished, noise_of
 from unteach.records import environment
-from unteach.records.erasure import ConceptRecord, Cost, Grid, Results
+from unteach.records.erasure import ConceptRecord, Grid, Results
 
 __all__ = ["compare"]
 
@@ -66,47 +63,25 @@ def compare(
         CheckpointError: ``out`` holds another evaluation, or cannot be written.
     """
     begin = time.perf_counter()
-    sampling = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "model": model.digest(fresh=True),
-        "family": model.family,
-    }
-    change = {"digest": state.digest(delta.tensors), "scale": scale}
+    paired = Paired(
+        model=model,
+        delta=delta,
+        scale=scale,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+    )
     targets = {concept.target: [pair.target for pair in concept.pairs()[:SHOWN]] for concept in concepts}
-    record = {
-        "sampling": sampling,
-        "delta": change,
-        "delta_meta": delta.meta,
-        "concepts": concepts.to_dicts(),
-        "prompts": list(prompts),
-        "seeds": list(seeds),
-    }
-    config = json.loads(state.canonical(record))
-    path = out / "results.json"
-    if path.exists():
-        old = Results.load(path)
-        same(path, old.config, config, what="evaluation")
-        return old
+    config = paired.config(concepts=concepts.to_dicts(), prompts=list(prompts), seeds=list(seeds))
+    known = finished(out / RESULTS, config)
+    if known is not None:
+        return known
     kept = _items(prompts, seeds)
     shown = {target: _items(texts, seeds[:1]) for target, texts in targets.items()}
     items = list(dict.fromkeys([*kept, *(item for each in shown.values() for item in each)]))
 
-    def draw(texts: list[str], noise: list[int]) -> Tensor:
-        return sample(
-            model,
-            texts,
-            noise,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-        )
-
-    stores = [ImageStore(out / when, {**sampling, "delta": d}) for when, d in (("before", None), ("after", change))]
-    before = stores[0].fetch(items, draw, chunk=batch_size, events=events, label="before")
-    with delta.apply(model, scale=scale):
-        after = stores[1].fetch(items, draw, chunk=batch_size, events=events, label="after")
-    old_kept, new_kept = (store.fetch(kept, draw) for store in stores)
+    before, after = paired.draw(items, config, out, events=events)
+    place = [items.index(item) for item in kept]
     pictures = {item: (before[i], after[i]) for i, item in enumerate(items)}
     results = Results(
         command=command,
@@ -116,25 +91,17 @@ def compare(
         concepts=tuple(ConceptRecord(target=c.target, anchor=c.anchor, kind=c.kind) for c in concepts),
         seeds=tuple(seeds),
         environment=environment.collect(),
-        metrics=tuple(drift_metrics(old_kept, new_kept, {}, "prompts to keep")),
+        metrics=tuple(drift_metrics(before[place], after[place], {}, "prompts to keep")),
         check=delta.check if scale == 1 else None,
         grids=tuple(_grids(shown, kept, pictures, out)),
-        cost=Cost(
-            seconds=time.perf_counter() - begin,
-            images=2 * len(items),
-            method_seconds=method_seconds,
-            parameters_moved=delta.size,
-            parameters_total=sum(parameter.numel() for parameter in model.denoiser.parameters()),
-            delta_bytes=sum(tensor.numel() * tensor.element_size() for tensor in delta.tensors.values()),
-            peak_rss_bytes=environment.peak_rss() or None,
-        ),
+        cost=cost_of(paired, time.perf_counter() - begin, 2 * len(items), method_seconds),
     )
-    results.save(path)
+    results.save(out / RESULTS)
     return results
 
 
 def _items(prompts: Sequence[str], seeds: Sequence[int]) -> list[Item]:
-    return [(prompt, integer(seed, "evaluate", prompt)) for prompt in prompts for seed in seeds]
+    return [(prompt, noise_of(seed, prompt)) for prompt in prompts for seed in seeds]
 
 
 def _grids(

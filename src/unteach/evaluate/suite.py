@@ -6,12 +6,10 @@ Prompts and noise are the same before and after, so every comparison is paired. 
 are shared by all evaluations.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +17,12 @@ from torch import Tensor
 
 from unteach.core import state
 from unteach.core.events import SILENT, Events
-from unteach.core.run import same
-from unteach.core.seeds import integer
 from unteach.data.concepts import Concept
 from unteach.diffusion.delta import WeightDelta
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
-from unteach.diffusion.sample import sample
 from unteach.errors import ConfigError, DataError
 from unteach.evaluate.grids import grids
-from unteach.evaluate.image_cache import ImageStore
 from unteach.evaluate.metrics.presence import Answers, Domain, retained
 from unteach.evaluate.metrics.tables import (
     Subject,
@@ -38,16 +32,14 @@ from unteach.evaluate.metrics.tables import (
     presence_metrics,
     seen_table,
 )
+from unteach.evaluate.paired import RESULTS, Paired, cost_of, finished, noise_of
 from unteach.evaluate.prompts import SETS, Ask, Protocol, World, asks, protocol
 from unteach.records import environment
-from unteach.records.erasure import ConceptRecord, Cost, Metric, Results, Table
+from unteach.records.erasure import ConceptRecord, Metric, Results, Table
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, 3, H, W) float in [0, 1] to object and style indices (N,) each; the number of classes = none of
 these."""
-
-RESULTS = "results.json"
-"""File name of the results inside ``out``."""
 
 
 def evaluate_canvas(
@@ -105,53 +97,31 @@ def evaluate_canvas(
     chosen = protocol(preset)
     _check(concepts, judges, seeds)
     questions = asks(world, concepts, chosen)
-    sampling = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "model": model.digest(fresh=True),
-        "family": model.family,
-    }
-    change = None if delta is None else {"digest": state.digest(delta.tensors), "scale": scale}
-    record = {
-        "protocol": asdict(chosen),
-        "sampling": sampling,
-        "delta": change,
-        "delta_meta": {} if delta is None else delta.meta,
-        "concepts": [asdict(concept) for concept in concepts],
-        "judges": sorted(judges),
-        "seeds": list(seeds),
-        "prompts": state.fingerprint([asdict(question) for question in questions]),
-    }
-    config = json.loads(state.canonical(record))
+    paired = Paired(
+        model=model,
+        delta=delta,
+        scale=scale,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+    )
+    config = paired.config(
+        protocol=asdict(chosen),
+        concepts=[asdict(concept) for concept in concepts],
+        judges=sorted(judges),
+        seeds=list(seeds),
+        prompts=state.fingerprint([asdict(question) for question in questions]),
+    )
     folder = None if out is None else Path(out)
-    finished = None if folder is None else _finished(folder / RESULTS, config)
-    if finished is not None:
-        return finished
+    known = None if folder is None else finished(folder / RESULTS, config)
+    if known is not None:
+        return known
 
     rows = [question for question in questions for _ in seeds]
-    items = [(q.prompt, integer(seed, "evaluate", q.prompt)) for q in questions for seed in seeds]
+    items = [(q.prompt, noise_of(seed, q.prompt)) for q in questions for seed in seeds]
 
-    def draw(prompts: list[str], noise: list[int]) -> Tensor:
-        return sample(
-            model,
-            prompts,
-            noise,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-        )
-
-    cache = Path(before) if before is not None else (None if folder is None else folder / "before")
-    old = ImageStore(cache, {**sampling, "delta": None}).fetch(
-        items, draw, chunk=batch_size, events=events, label="before"
-    )
-    if delta is None:
-        new = old
-    else:
-        store = ImageStore(None if folder is None else folder / "after", {**sampling, "delta": change})
-        with delta.apply(model, scale=scale):
-            new = store.fetch(items, draw, chunk=batch_size, events=events, label="after")
-
+    cache = None if before is None else Path(before)
+    old, new = paired.draw(items, config, folder, before=cache, events=events)
     answers = {name: _judged(name, judge, old, new, rows, world) for name, judge in judges.items()}
     metrics, tables = _measure(world, concepts, rows, old, new, answers)
     results = Results(
@@ -167,7 +137,7 @@ def evaluate_canvas(
         tables=tuple(tables),
         check=None if delta is None or scale != 1 else delta.check,
         grids=() if folder is None else tuple(grids(world, concepts, rows, items, old, new, folder)),
-        cost=_cost(model, delta, time.perf_counter() - started, 2 * len(items), method_seconds),
+        cost=cost_of(paired, time.perf_counter() - started, 2 * len(items), method_seconds),
     )
     if folder is not None:
         results.save(folder / RESULTS)
@@ -184,14 +154,6 @@ def _check(concepts: Sequence[Concept], judges: Mapping[str, Judge], seeds: Sequ
         problems.append(f"evaluation seeds must be different, and at least one; found {list(seeds)}")
     if problems:
         raise ConfigError.many(problems, where="the evaluation")
-
-
-def _finished(path: Path, config: Mapping[str, Any]) -> Results | None:
-    if not path.exists():
-        return None
-    results = Results.load(path)
-    same(path, results.config, config, what="evaluation")
-    return results if results.status == "complete" else None
 
 
 def _judged(
@@ -262,19 +224,3 @@ def _measure(
 
 def _method(delta: WeightDelta | None) -> str:
     return "" if delta is None else str(delta.meta.get("method", ""))
-
-
-def _cost(model: Model, delta: WeightDelta | None, seconds: float, images: int, method_seconds: float | None) -> Cost:
-    config = {} if delta is None else delta.meta.get("config", {})
-    steps = config.get("steps") if isinstance(config, dict) else None
-    tensors = [] if delta is None else list(delta.tensors.values())
-    return Cost(
-        seconds=seconds,
-        images=images,
-        method_seconds=method_seconds,
-        method_steps=steps if isinstance(steps, int) else None,
-        parameters_moved=sum(tensor.numel() for tensor in tensors),
-        parameters_total=sum(parameter.numel() for parameter in model.denoiser.parameters()),
-        delta_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        peak_rss_bytes=environment.peak_rss() or None,
-    )

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unteach.core import seeds, state
+from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.domains import Domains
+from unteach.diffusion.domains import Domains, digests
 from unteach.diffusion.examples import Examples, disjoint, mixed
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
@@ -57,13 +57,14 @@ class GuardData:
 
     def digests(self) -> dict[str, str]:
         """What was learned from."""
-        named = {
-            "illegal user": self.illegal_user,
-            "illegal publisher": self.illegal_publisher,
-            "innocent user": self.innocent_user,
-            "innocent publisher": self.innocent_publisher,
-        }
-        return {name: state.fingerprint([part.digest() for part in parts]) for name, parts in named.items()}
+        return digests(
+            {
+                "illegal user": self.illegal_user,
+                "illegal publisher": self.illegal_publisher,
+                "innocent user": self.innocent_user,
+                "innocent publisher": self.innocent_publisher,
+            }
+        )
 
 
 def draw(parts: Sequence[Examples], step: Step, purpose: str, count: int) -> tuple[Tensor, Conditioning]:

@@ -46,7 +46,7 @@ class Guarded:
     Leaving the context without an error verifies, and in any case releases.
 
     Attributes:
-        model, optimizer, ema: the very objects that were handed in.
+        model, optimizer, ema: the very objects that were passed.
         frozen: names, shapes and digests of the frozen tensors.
         share: how much of the model they are.
     """

@@ -76,7 +76,7 @@ def mask_of(
         illegal, innocent: names of the domains that it was made from.
         digests: name of a data set → digest.
         policy: id of the policy; made from the model and the frozen names when None.
-        erased: record of the erasure that was laid on, for the provenance.
+        erased: record of the erasure that was applied, for the provenance.
         model_name: for a reader; the model's folder when None.
         history: seconds, environment, command, as in :class:`Mask`.
 
@@ -103,7 +103,7 @@ def mask_of(
         provenance=Provenance(
             {**made, **({"erased": dict(erased)} if erased else {})}, (seed,), dict(digests or {}), versions()
         ),
-        components={part: _component(model, part) for part in model.conventions.components if part != component},
+        components={part: _component(model, part) for part in model.parts if part != component},
     )
     check_model(model, manifest, "the mask")
     return Mask(
@@ -124,7 +124,7 @@ def check_model(model: Model, policy: Policy, what: str) -> None:
     Raises:
         ModelError: says which.
     """
-    # A policy knows what is published: buffers, too.
+    # Buffers, too: a transformer's table of positions is saved and hashed with its weights.
     own, shapes = {name: tuple(value.shape) for name, value in model.denoiser.state_dict().items()}, policy.shapes
     if own != shapes:
         odd = sorted(own.items() ^ shapes.items())

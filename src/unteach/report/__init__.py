@@ -1,7 +1,7 @@
-"""Reports from Results alone: one HTML page, picture grids, a model card. No model is loaded."""
+"""Reports from records alone: one HTML page, a model card, tables in a terminal. No model is loaded."""
 
 from unteach.report.card import model_card
-from unteach.report.html import render
-from unteach.report.view import Thresholds
+from unteach.report.page import page
+from unteach.report.section import Thresholds
 
-__all__ = ["Thresholds", "model_card", "render"]
+__all__ = ["Thresholds", "model_card", "page"]

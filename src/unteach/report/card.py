@@ -6,7 +6,10 @@ from typing import Any
 
 from unteach.core.finding import Finding
 from unteach.records.erasure import Results
-from unteach.report import view, words
+from unteach.report import erasure, terms
+from unteach.report.erased import prompts
+from unteach.report.format import between, number
+from unteach.report.section import Thresholds
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
 
@@ -21,7 +24,7 @@ def model_card(
     results: Sequence[Results] = (),
     *,
     name: str = "delta.safetensors",
-    limits: view.Thresholds | None = None,
+    limits: Thresholds | None = None,
 ) -> str:
     """Markdown: what the delta does, how well by which judge, how to apply and undo it, and its limits.
 
@@ -31,7 +34,7 @@ def model_card(
         name: file name of the delta.
         limits: when a verdict counts as met.
     """
-    limits = limits or view.Thresholds()
+    limits = limits or Thresholds()
     method = str(meta.get("method", ""))
     targets = [_target(concept) for concept in _records(meta.get("concepts"))]
     if not targets:
@@ -53,7 +56,7 @@ def model_card(
         *_checked(found),
     ]
     if method:
-        meaning = words.METHODS.get(method, "")
+        meaning = terms.METHODS.get(method, "")
         lines += [f"* Method: `{_code(method)}`{'. ' + meaning if meaning else ''}"]
     lines += [
         f"* {label}: `{_code(meta[key])}`"
@@ -61,8 +64,7 @@ def model_card(
         if key in meta
     ]
     if isinstance(counts := meta.get("prompts"), Mapping):
-        told = (("pairs", "pairs"), ("contexts", "pairs with random words around the name"), ("kept", "to keep"))
-        lines += ["* Prompts: " + ", ".join(f"{_code(counts.get(key, 0))} {what}" for key, what in told)]
+        lines += ["* Prompts: " + _code(prompts(counts))]
     lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
     lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
     lines += ["```", ""]
@@ -86,17 +88,17 @@ def _checked(found: Finding | None) -> list[str]:
     return [head, "", *(f"* {escape(line)}" for line in found.lines()), ""]
 
 
-def _measured(run: Results, limits: view.Thresholds) -> list[str]:
+def _measured(run: Results, limits: Thresholds) -> list[str]:
     lines = [f"## Measured ({escape(run.protocol or run.kind)}, {run.status})", ""]
     for concept in run.concepts:
-        verdict = view.verdict(run, concept.target, limits)
+        verdict = erasure.verdict(run, concept.target, limits)
         lines += [f"**{escape(concept.target)}**: {escape(verdict.sentence)} ({verdict.label}).", ""]
         lines += [
             "| measure | prompts | judge | before | after | 95 % | n |",
             "|---|---|---|---|---|---|---|",
         ]
         for metric in run.metrics:
-            if metric.concept == concept.target and metric.when == "after" and words.term(metric.name).first:
+            if metric.concept == concept.target and metric.when == "after" and terms.term(metric.name).first:
                 was = run.find(
                     metric.name,
                     concept=metric.concept,
@@ -108,9 +110,9 @@ def _measured(run: Results, limits: view.Thresholds) -> list[str]:
                     metric.name,
                     metric.prompts,
                     metric.judge,
-                    view.number(was[0], was[0].value) if was else "–",
-                    view.number(metric, metric.value),
-                    view.between(metric),
+                    number(was[0], was[0].value) if was else "–",
+                    number(metric, metric.value),
+                    between(metric),
                     metric.n,
                 ]
                 lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")

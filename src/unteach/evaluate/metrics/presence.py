@@ -140,7 +140,7 @@ def hits(name: str, answers: Answers, target: int, domain: Domain) -> NDArray[np
 def none_share(answers: Answers, domain: Domain, none: int) -> Interval | None:
     """Share of images on which the judge says "none of these" (``none`` = number of classes).
 
-    Wreckage shows here: a picture that is nothing any more is "gone", too, but nobody wants it.
+    A degenerate picture shows here: a picture that is nothing any more is "gone", too, but nobody wants it.
     """
     return _share(answers.seen(domain) == none)
 

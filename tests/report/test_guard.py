@@ -17,10 +17,12 @@ from unteach.errors import CheckpointError
 from unteach.records.attack import Mean, Relearning
 from unteach.records.erasure import Results
 from unteach.records.mask import Mask
-from unteach.report import guarding_map, svg
-from unteach.report.guarding import find, is_guard, mean, render_guard
-from unteach.report.guarding_map import Place, draw, kind, kinds, parts, place, tally
-from unteach.report.guarding_words import finding, share
+from unteach.report import freeze_table, svg
+from unteach.report.format import mean
+from unteach.report.format import percent as share
+from unteach.report.freeze_table import by, kind, module, part, table, tally
+from unteach.report.guard_words import finding
+from unteach.report.page import find, page
 
 
 def mask_of(data: dict[str, Any], folder: Path) -> Mask:
@@ -29,6 +31,10 @@ def mask_of(data: dict[str, Any], folder: Path) -> Mask:
 
 def attacks_of(data: dict[str, Any], folder: Path) -> Relearning:
     return Relearning.load(state.write_json(folder / "relearning.json", data))
+
+
+def render(mask: Mask | None, attacks: Relearning | None, out: Path, title: str = "") -> Path:
+    return page([record for record in (mask, attacks) if record is not None], out, title=title)
 
 
 def both(folder: Path, **more: Any) -> tuple[Mask, Relearning]:
@@ -59,7 +65,7 @@ SDXL = {
 
 
 def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
-    page = Page(render_guard(*both(tmp_path), tmp_path / "page.html"))
+    page = Page(render(*both(tmp_path), tmp_path / "page.html"))
     assert {"html", "head", "title", "style", "main", "h1", "svg", "caption"} <= {tag for tag, _ in page.tags}
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "img"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -97,7 +103,7 @@ def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_cells_say_what_the_attacks_say(tmp_path: Path) -> None:
     mask, attacks = both(tmp_path)
-    page = Page(render_guard(mask, attacks, tmp_path))
+    page = Page(render(mask, attacks, tmp_path))
     assert (tmp_path / "report.html").is_file()
     for domain in ("fxemoji", "emojione-v1", "instruments"):
         for mode in ("full", "lora"):
@@ -118,18 +124,16 @@ def test_cells_say_what_the_attacks_say(tmp_path: Path) -> None:
 
 def test_either_half_makes_a_page(tmp_path: Path) -> None:
     mask, attacks = both(tmp_path)
-    alone = Page(render_guard(mask, None, tmp_path / "a.html", title="Mine"))
+    alone = Page(render(mask, None, tmp_path / "a.html", title="Mine"))
     assert "No attack was run: what this mask hinders is not known." in alone.text and "Mine" in alone.text
     assert "The budget" in alone.text and "Fine-tuning on" not in alone.text
-    attack = Page(render_guard(None, attacks, tmp_path / "b.html"))
+    attack = Page(render(None, attacks, tmp_path / "b.html"))
     assert "Frozen: 2 of 8 tensors (mask “freezeasguard”)" in attack.text and "The budget" not in attack.text
-    plain = Page(render_guard(None, attacks_of(guarded.attacks(None), tmp_path / "x"), tmp_path / "c.html"))
+    plain = Page(render(None, attacks_of(guarded.attacks(None), tmp_path / "x"), tmp_path / "c.html"))
     assert "there is no mask to judge here" in plain.text and "How far each attacker gets" not in plain.text
-    with pytest.raises(CheckpointError, match="a mask or attacks"):
-        render_guard(None, None, tmp_path / "d.html")
     other = attacks_of(guarded.attacks(guarded.mask(rho=0.5)), tmp_path / "y")
     with pytest.raises(CheckpointError, match="another mask"):
-        render_guard(mask, other, tmp_path / "d.html")
+        render(mask, other, tmp_path / "d.html")
     assert not (tmp_path / "d.html").exists()
 
 
@@ -160,14 +164,12 @@ def test_the_finding_says_what_was_found(tone: str, said: str, more: dict[str, A
 
 def test_everything_else_is_the_probe_of_no_domain(tmp_path: Path) -> None:
     mask, attacks = both(tmp_path, modes=("full",), seeds=(0,))
-    assert (
-        "on everything else (emojione-v1, instruments; mean) below" in Page(render_guard(mask, attacks, tmp_path)).text
-    )
+    assert "on everything else (emojione-v1, instruments; mean) below" in Page(render(mask, attacks, tmp_path)).text
     data = guarded.attacks(guarded.mask(), modes=("full",), seeds=(0,))
     data["probes"].append("canvas")
     for r in data["records"]:
         r["losses"]["canvas"] = [0.3 + 0.01 * at for at in range(len(r["at"]))]
-    page = Page(render_guard(mask, attacks_of(data, tmp_path), tmp_path))
+    page = Page(render(mask, attacks_of(data, tmp_path), tmp_path))
     assert "on everything else (canvas) below" in page.text and "0.3300" in page.text
 
 
@@ -181,13 +183,13 @@ def test_the_worst_mode_decides(tmp_path: Path) -> None:
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    page = Page(render_guard(*both(tmp_path, seeds=(4,)), tmp_path / "page.html"))
+    page = Page(render(*both(tmp_path, seeds=(4,)), tmp_path / "page.html"))
     assert "one seed, so without an interval" in page.text and "1 seed." in page.text
 
 
 def test_diverged_attacks_are_named(tmp_path: Path) -> None:
     more = {"diverged": [("fxemoji", "full", 1e-3, 2, "kept"), ("fxemoji", "lora", 1e-3, 0, "unprotected")]}
-    page = Page(render_guard(*both(tmp_path, **more), tmp_path / "page.html"))
+    page = Page(render(*both(tmp_path, **more), tmp_path / "page.html"))
     assert "on fxemoji, full, rate 0.001, seed 2, mask kept: after step 10" in page.text
     assert "on fxemoji, lora, rate 0.001, seed 0, unprotected: after step 10" in page.text
     assert "2 of 3 seeds" in page.text
@@ -200,25 +202,27 @@ def test_numbers_are_written_plainly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "where"),
+    ("name", "where"),
     [
-        ("conv_in", Place("conv_in", (0, 0), -1)),
-        ("time_embedding.linear_2", Place("time_embedding", (0, 0), -1)),
-        ("down_blocks.3.resnets.1.conv_shortcut", Place("down_blocks.3", (1, 0), 5)),
-        ("up_blocks.1.attentions.2.norm", Place("up_blocks.1", (2, 0), 6)),
-        ("up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k", Place("up_blocks.1", (2, 0), 15)),
-        ("mid_block.attentions.0.transformer_blocks.9.attn1.to_out.0", Place("mid_block", (0, 9), 12)),
-        ("mid_block.attentions.0.proj_out", Place("mid_block", (0, 0), 21)),
-        ("down_blocks.0.downsamplers.0.conv", Place("down_blocks.0", (10_000, 0), -1)),
-        ("down_blocks.0.motion_modules.0.proj", Place("down_blocks.0", (10_001, 0), -1)),
-        ("mid_block.attentions.0.add_k_proj", Place("mid_block", (10_001, 0), -1)),
-        ("down_blocks.0.gate", Place("down_blocks.0", (10_001, 0), -1)),
-        ("add_embedding.linear_1", Place("other", (0, 0), -1)),
-        ("", Place("other", (0, 0), -1)),
+        ("conv_in.weight", "conv_in"),
+        ("time_embedding.linear_2.bias", "time_embedding"),
+        ("add_embedding.linear_1.weight", "add_embedding"),
+        ("down_blocks.3.resnets.1.conv_shortcut.weight", "down_blocks.3"),
+        ("up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k.weight", "up_blocks.1"),
+        ("mid_block.attentions.0.proj_out.weight", "mid_block"),
+        ("down_blocks.0.gate", "down_blocks.0"),
+        ("conv_norm_out.weight", "conv_norm_out"),
+        ("transformer_blocks.11.attn.to_q.weight", "transformer_blocks.11"),
+        ("single_transformer_blocks.2.proj_mlp.weight", "single_transformer_blocks.2"),
+        ("x_embedder.weight", "x_embedder"),
+        ("pos_embed.proj.weight", "pos_embed"),
+        ("proj_out.weight", "proj_out"),
+        ("conv_input.weight", "other"),
+        ("", "other"),
     ],
 )
-def test_modules_have_their_place(module: str, where: Place) -> None:
-    assert place(module) == where
+def test_tensors_have_their_part(name: str, where: str) -> None:
+    assert part(name) == where
 
 
 @pytest.mark.parametrize(
@@ -240,6 +244,13 @@ def test_modules_have_their_place(module: str, where: Place) -> None:
         ("conv_norm_out.weight", "norms"),
         ("add_embedding.linear_1.weight", "other"),
         ("scale", "other"),
+        ("transformer_blocks.0.attn.to_q.weight", "self-attention"),
+        ("transformer_blocks.0.attn2.to_q.weight", "self-attention"),
+        ("transformer_blocks.0.attn.add_q_proj.weight", "cross-attention"),
+        ("transformer_blocks.0.ff_context.net.2.weight", "feed-forward"),
+        ("transformer_blocks.0.norm1.linear.weight", "other"),
+        ("single_transformer_blocks.0.proj_out.weight", "feed-forward"),
+        ("time_text_embed.timestep_embedder.linear_1.weight", "time embedding"),
     ],
 )
 def test_tensors_have_their_kind(name: str, found: str) -> None:
@@ -259,45 +270,30 @@ def canvas() -> dict[str, Any]:
         (lambda: SDXL, 1680, 2_567_463_684, 12),
     ],
 )
-def test_every_module_of_a_real_network_is_drawn_once(
+def test_every_tensor_of_a_real_network_is_counted_once(
     config: Callable[[], dict[str, Any]], tensors: int, size: int, boxes: int, tmp_path: Path
 ) -> None:
     mask = mask_of(guarded.mask(shapes(config())), tmp_path)
     whole = tally(mask.tensors)
     assert (whole.tensors, whole.size) == (tensors, size)
-    for table in (parts(mask), kinds(mask)):
-        assert sum(t.tensors for _, t in table) == tensors and sum(t.size for _, t in table) == size
-        assert sum(t.frozen for _, t in table) == whole.frozen
-    assert len(parts(mask)) == boxes and [name for name, _ in parts(mask)][:2] == ["conv_in", "time_embedding"]
+    for counts in (by(mask.tensors, what) for what in (part, kind, module)):
+        assert sum(t.tensors for t in counts.values()) == tensors and sum(t.size for t in counts.values()) == size
+        assert sum(t.frozen for t in counts.values()) == whole.frozen
+    parts = list(by(mask.tensors, part))
+    assert len(parts) == boxes and parts[:2] == ["conv_in", "time_embedding"]
+    blocks = [name for name in parts if "block" in name]
+    downs, ups = ([name for name in blocks if name.startswith(side)] for side in ("down", "up"))
+    assert blocks == [*sorted(downs), "mid_block", *sorted(ups)] and parts[-2:] == ["conv_norm_out", "conv_out"]
     for what in ("frozen", "score"):
-        drawn = draw(mask, what)  # type: ignore[arg-type]
-        titles = re.findall(r"<title>([^:<]+): ", drawn)
-        modules = {re.sub(r"\.(weight|bias)$", "", t.name) for t in mask.tensors}
-        assert sorted(titles) == sorted(modules)
-        places = re.findall(r'class="cell" x="([\d.]+)" y="([\d.]+)"', drawn)
-        assert len(places) == len(set(places)) == len(modules)  # no cell on another
-        width, height = map(float, re.search(r'viewBox="0 0 (\d+) ([\d.]+)"', drawn).groups())  # type: ignore[union-attr]
-        assert all(0 <= float(x) <= width - 14 and 0 <= float(y) <= height - 15 for x, y in places)
-
-
-def corners(drawn: str) -> dict[str, tuple[float, float]]:
-    """Upper left corner of every box by its name."""
-    found = re.findall(r'class="block" x="([\d.]+)" y="([\d.]+)"[^>]*/><text class="name"[^>]*>([^<]+)<', drawn)
-    return {name: (float(x), float(y)) for x, y, name in found}
-
-
-def test_the_picture_is_a_u(tmp_path: Path) -> None:
-    at = corners(draw(mask_of(guarded.mask(shapes(SD1)), tmp_path)))
-    down, up = [at[f"down_blocks.{i}"] for i in range(4)], [at[f"up_blocks.{i}"] for i in range(4)]
-    assert sorted(y for _, y in down) == [y for _, y in down] and sorted(y for _, y in up) == [y for _, y in up][::-1]
-    assert [y for _, y in down] == [y for _, y in up][::-1]
-    assert len({x for x, _ in down}) == len({x for x, _ in up}) == 1 and down[0][0] < at["mid_block"][0] < up[0][0]
-    assert at["mid_block"][1] > down[-1][1] and at["conv_in"][1] < down[0][1] and at["conv_out"][1] < up[-1][1]
-
-
-def cell(drawn: str, module: str) -> str:
-    (found,) = re.findall(rf"<g><title>{re.escape(module)}: .*?</g>", drawn)
-    return str(found)
+        drawn = table(mask.tensors, what)  # type: ignore[arg-type]
+        assert [name for name, _ in drawn.rows] == parts
+        assert drawn.columns == (*by(mask.tensors, kind), "all kinds")
+        cells = [[cell for cell in row[:-1] if cell] for _, row in drawn.rows]
+        said = [re.findall(r": (\d+) of (\d+) tensors frozen", cell.words)[0] for row in cells for cell in row]
+        assert sum(int(of) for _, of in said) == tensors and sum(int(n) for n, _ in said) == whole.frozen
+        assert all(0 <= cell.fill <= 1 for row in cells for cell in row)
+    page = Page(render(mask, None, tmp_path))
+    assert page.text.count("tensors frozen, ") == len(by(mask.tensors, module))
 
 
 def test_cells_show_the_frozen_share(tmp_path: Path) -> None:
@@ -305,17 +301,25 @@ def test_cells_show_the_frozen_share(tmp_path: Path) -> None:
     for tensor, held, score in zip(data["tensors"], (True, False, True, False), (0.2, 0.4, 0.9, None), strict=True):
         tensor |= {"frozen": held, "score": score}
     mask = mask_of(data, tmp_path)
-    drawn = draw(mask)
-    part, all_, none = cell(drawn, "conv_in"), cell(drawn, "conv_out"), cell(drawn, "x")
-    assert "1 of 2 tensors frozen, 30 of 40 parameters, mean score 0.30" in part
-    assert 'height="11.25"' in part and "hatch" not in part  # 15 · 30 / 40
-    assert 'height="15.00"' in all_ and "hatch" in all_
-    assert "fill" not in none and "hatch" not in none and "score" not in none
-    assert guarding_map.score_range(mask) == (pytest.approx(0.3), 0.9)
-    scored = draw(mask, "score")
-    assert "fill" not in cell(scored, "conv_in") and 'height="15.00"' in cell(scored, "conv_out")
-    assert "pin" in cell(scored, "conv_out") and "pin" not in cell(scored, "conv_in")
-    assert "fill" not in cell(scored, "x")
+    drawn = table(mask.tensors)
+    assert drawn.columns == ("first and last convolution", "biases", "other", "all kinds")
+    rows = {name: cells for name, cells in drawn.rows}
+    assert list(rows) == ["conv_in", "conv_out", "other"] and rows["conv_out"][1] is None and rows["other"][0] is None
+    weight, bias, _, both_ = rows["conv_in"]
+    assert weight and bias and both_ and rows["conv_out"][0] and rows["other"][2]
+    assert both_.words == "conv_in, all kinds: 1 of 2 tensors frozen, 30 of 40 parameters, mean score 0.30"
+    assert (both_.fill, both_.shown, both_.whole) == (0.75, "75", False)
+    assert (weight.fill, weight.whole, bias.fill, bias.shown) == (1.0, True, 0.0, "0")
+    assert rows["conv_out"][0].whole and "score" not in rows["other"][2].words
+    assert drawn.span == (0.2, 0.9)
+    scored = {
+        name: [c and (c.shown, round(c.fill, 3)) for c in cells] for name, cells in table(mask.tensors, "score").rows
+    }
+    assert scored["conv_in"] == [("0.20", 0.0), ("0.40", 0.286), None, ("0.30", 0.143)]
+    assert scored["conv_out"][0] == ("0.90", 1.0) and scored["other"][2] == ("–", 0.0)
+    few = mask_of(guarded.mask({"a": (1,), "b": (999,)}, rho=0.5, scored=False), tmp_path)
+    (cell,) = [cells[0] for _, cells in freeze_table.table(few.tensors).rows]
+    assert cell and cell.shown in ("< 1", "> 99") and freeze_table.table(few.tensors).span is None
 
 
 @pytest.mark.parametrize(
@@ -329,7 +333,7 @@ def test_cells_show_the_frozen_share(tmp_path: Path) -> None:
 )
 def test_odd_networks_make_a_page(names: list[str], tmp_path: Path) -> None:
     data = guarded.mask(dict.fromkeys(names, (2, 2)), rho=None, scored=False, log=[], data={})
-    page = Page(render_guard(mask_of(data, tmp_path), None, tmp_path / "page.html"))
+    page = Page(render(mask_of(data, tmp_path), None, tmp_path / "page.html"))
     assert all(re.sub(r"\.weight$", "", name) + ": " in page.text for name in names)
     assert "mean score." not in page.text and "Did the mask settle" not in page.text
 
@@ -341,7 +345,7 @@ def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:
     of["data"] = {"illegal": [word], "innocent": [word], "digests": {word: word}, "seed": 0}
     data = guarded.attacks(of, domains=[(word, "illegal")], kept={word: 0.5}, command=word, environment={word: word})
     data["model"] = {"name": word, "digest": guarded.DIGEST}
-    page = Page(render_guard(mask_of(of, tmp_path), attacks_of(data, tmp_path), tmp_path / "page.html", title=word))
+    page = Page(render(mask_of(of, tmp_path), attacks_of(data, tmp_path), tmp_path / "page.html", title=word))
     assert not page.all("script") and page.text.count("<script>") > 20
 
 
@@ -361,27 +365,22 @@ def test_folders_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[st
     guard, attack = tmp_path / "guard", tmp_path / "elsewhere"
     state.write_json(guard / "mask.json", of)
     state.write_json(attack / "relearning.json", guarded.attacks(of))
-    Results().save(tmp_path / "erased" / "results.json")
-    assert is_guard(guard) and is_guard(attack / "relearning.json") and not is_guard(tmp_path / "erased")
-    assert not is_guard(tmp_path / "none") and not is_guard(tmp_path)
-    assert find([guard])[1] is None and find([attack])[0] is None and None not in find([guard, attack])
+    Results(title="A mixed page").save(tmp_path / "erased" / "results.json")
+    assert [type(record) for record in find(guard)] == [Mask] and [type(r) for r in find(attack)] == [Relearning]
     assert main(["report", str(guard)]) == 0
     assert str(guard / "report.html") in capsys.readouterr().out
     assert "No attack was run" in Page(guard / "report.html").text
     assert main(["report", str(attack / "relearning.json"), "--title", "Attacked"]) == 0
     assert "Attacked" in Page(attack / "report.html").text
+    assert main(["report", str(guard), str(tmp_path / "erased")]) == 0
+    both = Page(guard / "report.html")
+    assert "A mixed page; Guard: canvas against fxemoji" in both.text and "How it was made" in both.text
     state.write_json(guard / "attack" / "relearning.json", guarded.attacks(of))
     assert main(["report", str(guard), "--out", str(tmp_path / "page.html")]) == 0
     assert "Fine-tuning on fxemoji" in Page(tmp_path / "page.html").text
     capsys.readouterr()
-    for line, message in (
-        ([guard, attack], "a page is of one relearning.json"),
-        ([guard, tmp_path / "erased"], "not mixed with other results"),
-    ):
-        assert main(["report", *map(str, line)]) == 2
-        assert message in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match=r"no mask\.json"):
-        find([tmp_path / "erased"])
+    assert main(["report", str(guard), str(attack)]) == 2
+    assert "a page is of one relearning.json" in capsys.readouterr().err
     (guard / "mask.json").write_text("{")
     assert main(["report", str(guard)]) == 2
     assert "damaged" in capsys.readouterr().err

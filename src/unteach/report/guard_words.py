@@ -1,13 +1,13 @@
 """The words of a guard's report: what is frozen, how far each attacker gets, and what that does not show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from unteach.core import text
 from unteach.records.attack import Arm, Domain, Mean, Reach, Relearning
 from unteach.records.mask import Mask
-from unteach.report import view
-from unteach.report.guarding_map import tally
+from unteach.report.format import MINUS, listed, percent
+from unteach.report.freeze_table import tally
 
 HINDERS = 0.95
 """A mask hinders when less than this share is reached, and the interval, where there is one, lies below 1."""
@@ -39,19 +39,11 @@ class Finding:
     sentences: tuple[str, ...]
 
 
-def share(value: float) -> str:
-    """A share in per cent, which may be below 0 or above 1."""
-    if 0 <= value <= 1:
-        return view.percent(value)
-    rounded = round(100 * value)
-    return f"{rounded} %".replace("-", "−") if rounded not in (0, 100) else "about 0 %" if value < 0 else "> 100 %"
-
-
 def spread(mean: Mean) -> str:
     """The interval and the number of seeds."""
     if mean.low is None or mean.high is None:
         return "one seed, so without an interval"
-    low, high = f"{round(100 * mean.low)}".replace("-", "−"), f"{round(100 * mean.high)}".replace("-", "−")
+    low, high = f"{round(100 * mean.low)}".replace("-", MINUS), f"{round(100 * mean.high)}".replace("-", MINUS)
     return f"95 % interval {low} to {high} % over {mean.n} seeds of the attack"
 
 
@@ -97,7 +89,7 @@ Reached = dict[tuple[str, str], Reach]
 def _judged(bad: Reached, good: Reached) -> tuple[str, str]:
     """Tone and headline from the worst illegal reach, and the innocent reach of the same mode."""
     (domain, mode), worst = max(bad.items(), key=lambda item: item[1].share.mean)
-    amount = share(worst.share.mean)
+    amount = percent(worst.share.mean)
     if not hinders(worst):
         if worst.share.mean < HINDERS:
             doubt = f"its interval holds 100 %: {spread(worst.share)}"
@@ -124,12 +116,12 @@ def _judged(bad: Reached, good: Reached) -> tuple[str, str]:
         (_, (who, r)) = next((m, g) for m, _, g in loss if m == even[0])
         return (
             "fair",
-            f"{headline} It hinders innocents no less: {MODES[even[0]]} on {who} gets {share(r.share.mean)}.",
+            f"{headline} It hinders innocents no less: {MODES[even[0]]} on {who} gets {percent(r.share.mean)}.",
         )
     m, (who, r) = min(((m, g) for m, _, g in loss), key=lambda item: item[1][1].share.mean)
     lowest = r.share.mean
     headline += (
-        f" Innocent fine-tuning gets {share(lowest)} ({MODES[m]} on {who}{', the least' if len(good) > 1 else ''})."
+        f" Innocent fine-tuning gets {percent(lowest)} ({MODES[m]} on {who}{', the least' if len(good) > 1 else ''})."
     )
     if any(_overlap(i[1].share, g[1].share) for _, i, g in loss):
         return "fair", f"{headline} The intervals of the two overlap: they are not told apart."
@@ -151,10 +143,11 @@ def _frozen(mask: Mask | None, attacks: Relearning | None) -> str:
         return f"Frozen: {of.tensors} of {of.of} tensors (mask “{of.name}”)." if of else ""
     whole = tally(mask.tensors)
     tensors, parameters = whole.shares
-    asked = "" if mask.budget.rho is None else f"; asked for: {share(mask.budget.rho)} of the {mask.budget.measure}"
+    asked = "" if mask.budget.rho is None else f"; asked for: {percent(mask.budget.rho)} of the {mask.budget.measure}"
+    held, size = text.size(whole.frozen_size, ""), text.size(whole.size, "")
     return (
-        f"Frozen: {whole.frozen} of {whole.tensors} tensors ({share(tensors)}), {text.size(whole.frozen_size, '')} of "
-        f"{text.size(whole.size, '')} parameters ({share(parameters)}), chosen by {mask.name}{asked}."
+        f"Frozen: {whole.frozen} of {whole.tensors} tensors ({percent(tensors)}), {held} of {size} parameters "
+        f"({percent(parameters)}), chosen by {mask.name}{asked}."
     )
 
 
@@ -187,7 +180,7 @@ def _reached(attacks: Relearning, domain: Domain, arm: Arm) -> str:
         said.append(
             f"{MODES[mode]}: nothing to compare with, not run or not learned without a mask either"
             if reach is None
-            else f"{MODES[mode]} {'still ' if domain.role == 'illegal' else ''}{share(reach.share.mean)} "
+            else f"{MODES[mode]} {'still ' if domain.role == 'illegal' else ''}{percent(reach.share.mean)} "
             f"({spread(reach.share)}; best at rate {reach.rate:g}, {reach.step} steps)"
         )
     return f"{domain.name} ({ROLES[domain.role]}), {ARMS[arm]}: {'; '.join(said)}."
@@ -213,9 +206,4 @@ def _open(attacks: Relearning) -> str:
     ]
     if not found:
         return "One who ignores it is not hindered at all."
-    return f"One who ignores it gets {share(max(r.share.mean for r in found))}."
-
-
-def listed(words: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+    return f"One who ignores it gets {percent(max(r.share.mean for r in found))}."

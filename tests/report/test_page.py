@@ -12,7 +12,8 @@ from tests.report.pages import Page, make, png
 
 from unteach.errors import CheckpointError, DataError
 from unteach.records.erasure import Results
-from unteach.report import Thresholds, render
+from unteach.report import Thresholds
+from unteach.report.page import page as render
 
 
 def test_the_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
@@ -157,8 +158,10 @@ def test_where_it_goes(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one"):
         render([], tmp_path / "page.html")
-    with pytest.raises(DataError, match=r"cannot read .*results\.json"):
+    with pytest.raises(DataError, match=r"holds nothing that a page can show.*evaluations \(results\.json\)"):
         render([tmp_path], tmp_path / "page.html")
+    with pytest.raises(DataError, match=r"cannot read .*results\.json"):
+        render([tmp_path / "results.json"], tmp_path / "page.html")
     results = make(tmp_path)
     data = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "newer.json").write_text(json.dumps({**data, "version": Results.VERSION + 1}))
@@ -194,7 +197,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 def test_no_model_library_is_loaded(tmp_path: Path) -> None:
     make(tmp_path)
     code = (
-        "import sys; from unteach.report import render; render([sys.argv[1]], sys.argv[1]);"
+        "import sys; from unteach.report.page import page; page([sys.argv[1]], sys.argv[1]);"
         "print([m for m in ('diffusers', 'transformers', 'unteach.diffusion', 'unteach.data') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -7,14 +7,15 @@ from tests.report.pages import concept_metrics, make, metric
 from unteach.core import text as numbers
 from unteach.evaluate.metrics import presence
 from unteach.records.erasure import ConceptRecord, Metric, Results
-from unteach.report import view, words
-from unteach.report.view import Thresholds, Verdict
+from unteach.report import erasure, format, terms
+from unteach.report.erasure import Verdict
+from unteach.report.section import Thresholds
 
 RECORD = ConceptRecord(target="mono", anchor="noto", kind="style")
 
 
 def verdict(*metrics: Metric) -> Verdict:
-    return view.verdict(Results(concepts=(RECORD,), metrics=metrics), "mono", Thresholds())
+    return erasure.verdict(Results(concepts=(RECORD,), metrics=metrics), "mono", Thresholds())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_nothing_measured_is_no_verdict() -> None:
 
 def test_blocks_put_judges_side_by_side(tmp_path: Path) -> None:
     results = make(tmp_path)
-    found = view.blocks([m for m in results.metrics if m.concept], ["cnn", "nearest"])
+    found = erasure.blocks([m for m in results.metrics if m.concept], ["cnn", "nearest"])
     assert [block.term.name for block in found] == ["UA", "kept", "IRA"]
     cnn, nearest = found[1].rows[0].cells
     assert cnn is not None and nearest is not None
@@ -69,13 +70,13 @@ def test_blocks_put_judges_side_by_side(tmp_path: Path) -> None:
     assert cnn.after is not None and cnn.after.value == 0.93
     assert nearest.after is not None and nearest.after.value == 0.95
     assert found[2].rows[0].cells[1] is None
-    custom = view.blocks([metric("my own", 1, 2), metric("UA", 1, 2)], [""])
+    custom = erasure.blocks([metric("my own", 1, 2), metric("UA", 1, 2)], [""])
     assert [block.term.label for block in custom] == ["Gone", "my own"]
 
 
 def test_the_heat_map_by_hand(tmp_path: Path) -> None:
     table = make(tmp_path).tables[0]
-    found = view.heat(table)
+    found = erasure.heat(table)
     kinds = [[(s.kind, s.amount) for s in squares] for _, _, squares, _ in found.rows]
     assert kinds == [[("erased", 1.0), ("erased", 0.75)], [("gained", 0.25), ("empty", 0.0)]]
     assert [(name, gone, mean) for name, gone, _, mean in found.rows] == [
@@ -83,7 +84,7 @@ def test_the_heat_map_by_hand(tmp_path: Path) -> None:
         ("noto", False, "+25 pt"),
     ]
     assert found.rows[0][2][1].text == "cat, twemoji: as asked 100 % before, 25 % after (n 4)"
-    column = view.heat(dataclasses.replace(table, erased_rows=(), erased_columns=("cat",)))
+    column = erasure.heat(dataclasses.replace(table, erased_rows=(), erased_columns=("cat",)))
     assert [s.kind for s in column.rows[0][2]] == ["lost", "erased"]
     assert column.columns == (("dog", False), ("cat", True))
 
@@ -93,7 +94,7 @@ def test_what_is_seen_instead_adds_up(tmp_path: Path) -> None:
     columns = ("twemoji", "a", "b", "c", "d", "e", "none of these")
     after = (0.05, 0.1, 0.3, 0.2, 0.15, 0.1, 0.1)
     table = dataclasses.replace(base, columns=columns, before=((1.0, *[0.0] * 6),), after=(after,), n=((9,) * 7,))
-    before, found = view.instead(table)
+    before, found = erasure.instead(table)
     assert [(s.label, s.kind, s.share) for s in before] == [("twemoji", "target", 1.0)]
     assert [(s.label, s.kind) for s in found] == [
         ("b", "other"),
@@ -121,20 +122,20 @@ def test_what_is_seen_instead_adds_up(tmp_path: Path) -> None:
     ],
 )
 def test_percent_never_claims_all_or_nothing(value: float, text: str) -> None:
-    assert view.percent(value) == text
+    assert format.percent(value) == text
 
 
 def test_numbers_have_units() -> None:
     share = metric("UA", 97, 100)
-    assert view.number(share, share.value) == "97 %" and view.between(share) == "92–99 %"
+    assert format.number(share, share.value) == "97 %" and format.between(share) == "92–99 %"
     change = dataclasses.replace(share, when="change", p=0.5, value=-0.04, low=-0.1, high=0.02)
-    assert view.number(change, change.value) == "−4 pt" and view.between(change) == "−10 pt to +2 pt"
-    assert view.points(0.001) == "±0 pt"
+    assert format.number(change, change.value) == "−4 pt" and format.between(change) == "−10 pt to +2 pt"
+    assert format.points(0.001) == "±0 pt"
     psnr = dataclasses.replace(share, unit="dB", value=21.55, low=20.0, high=23.0)
-    assert view.number(psnr, 21.54) == "21.5 dB" and view.between(psnr) == "20.0 dB to 23.0 dB"
-    assert view.number(dataclasses.replace(share, unit="intensity"), 0.0456) == "0.046"
-    assert view.number(dataclasses.replace(share, unit="number"), 1234.5678) == "1235"
-    assert (view.probability(0.0002), view.probability(0.0314)) == ("p < 0.001", "p = 0.031")
+    assert format.number(psnr, 21.54) == "21.5 dB" and format.between(psnr) == "20.0 dB to 23.0 dB"
+    assert format.number(dataclasses.replace(share, unit="intensity"), 0.0456) == "0.046"
+    assert format.number(dataclasses.replace(share, unit="number"), 1234.5678) == "1235"
+    assert (format.probability(0.0002), format.probability(0.0314)) == ("p < 0.001", "p = 0.031")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +173,8 @@ def test_sizes(count: float, unit: str, text: str) -> None:
 
 
 def test_every_measure_has_its_words() -> None:
-    listed = {term.name for term in words.TERMS}
+    listed = {term.name for term in terms.ERASURE}
     written = {*presence.RULES, "none on target", "none on rest", "pixel change", "PSNR", "same verdict"}
     assert listed == written
-    assert all(words.term(name).meaning for name in written)
-    assert words.term("x").label == "x" and words.order("x") > words.order("same verdict")
+    assert all(terms.term(name).meaning for name in written)
+    assert terms.term("x").label == "x" and terms.order("x") > terms.order("same verdict")

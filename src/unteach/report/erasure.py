@@ -1,28 +1,23 @@
-"""From Results to what a page shows: verdicts, rows of intervals, heat maps. Pure functions, plain data."""
+"""The part of a page about evaluated erasures: verdicts, rows of intervals, heat maps, pictures."""
 
+import base64
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from unteach.records.erasure import Metric, Results, Table
-from unteach.report import words
+from unteach.errors import DataError
+from unteach.records.erasure import Grid, Metric, Results, Table
+from unteach.report import terms
+from unteach.report.format import percent, points
+from unteach.report.images import read_png
+from unteach.report.section import Kind, Section, Thresholds
 
 Tone = Literal["good", "fair", "bad", "none"]
 TONES: tuple[Tone, ...] = ("none", "good", "fair", "bad")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """When a verdict is green or amber; below that it is red.
-
-    Attributes:
-        gone: (green, amber) least share of the concept's prompts on which it is gone.
-        lost: (green, amber) most that the rest may have lost against the unchanged model, as a share of
-            prompts.
-    """
-
-    gone: tuple[float, float] = (0.95, 0.80)
-    lost: tuple[float, float] = (0.05, 0.15)
+SMALL = 64
+"""Pictures up to this many pixels wide are enlarged with hard pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +116,7 @@ class Row:
 class Block:
     """One measure: its term and its rows."""
 
-    term: words.Term
+    term: terms.Term
     better: str
     rows: tuple[Row, ...]
 
@@ -130,7 +125,7 @@ def blocks(metrics: Iterable[Metric], judges: Sequence[str]) -> list[Block]:
     """Measures in the order of reports, each with a row a prompt set and a cell a judge."""
     metrics = list(metrics)
     found = []
-    for name in sorted({m.name for m in metrics}, key=lambda name: (words.order(name), name)):
+    for name in sorted({m.name for m in metrics}, key=lambda name: (terms.order(name), name)):
         mine = [m for m in metrics if m.name == name]
         rows = []
         for prompts in dict.fromkeys(m.prompts for m in mine):
@@ -138,7 +133,7 @@ def blocks(metrics: Iterable[Metric], judges: Sequence[str]) -> list[Block]:
             if any(cell is not None for cell in cells):
                 rows.append(Row(prompts=prompts, cells=tuple(cells)))
         if rows:
-            found.append(Block(term=words.term(name), better=mine[0].better, rows=tuple(rows)))
+            found.append(Block(term=terms.term(name), better=mine[0].better, rows=tuple(rows)))
     return found
 
 
@@ -228,37 +223,134 @@ def instead(table: Table, row: int = 0, most: int = 3) -> tuple[list[Slice], lis
     return both[0], both[1]
 
 
-def percent(value: float) -> str:
-    """A share in per cent; never rounded up to 100 % or down to 0 % when it is neither."""
-    if 0 < value < 0.01:
-        return "< 1 %" if value < 0.005 else "1 %"
-    if 0.99 < value < 1:
-        return "> 99 %" if value > 0.995 else "99 %"
-    return f"{round(100 * value)} %"
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One inlined picture: its data URI, its text alternative, and whether it is enlarged with hard pixels."""
+
+    uri: str
+    alt: str
+    small: bool
 
 
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    rounded = round(100 * value)
-    return f"{'+' if rounded > 0 else '−' if rounded < 0 else '±'}{abs(rounded)} pt"
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A grid as columns of pictures, each with its label and caption."""
+
+    grid: Grid
+    columns: tuple[tuple[str, str, tuple[Picture | None, ...]], ...]
 
 
-def number(metric: Metric, value: float) -> str:
-    """A value in the metric's unit."""
-    if metric.unit == "share":
-        return points(value) if metric.when == "change" and metric.p is not None else percent(value)
-    if metric.unit == "dB":
-        return f"{value:.1f} dB"
-    return f"{value:.3f}" if metric.unit == "intensity" else f"{value:.4g}"
+@dataclass(frozen=True, kw_only=True)
+class ConceptView:
+    """What is shown of one concept; ``instead`` pairs a table with its bars before and after."""
+
+    id: str
+    verdict: Verdict
+    blocks: list[Block]
+    strips: list[Strip]
+    heats: list[Heat]
+    instead: list[tuple[Table, tuple[list[Slice], list[Slice]]]]
 
 
-def between(metric: Metric) -> str:
-    """The interval in the metric's unit: "91–99 %"."""
-    if metric.unit == "share" and metric.low >= 0:
-        return f"{round(100 * metric.low)}–{round(100 * metric.high)} %"
-    return f"{number(metric, metric.low)} to {number(metric, metric.high)}"
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """What is shown of one evaluation; ``general`` and ``unjudged`` are of no single concept."""
+
+    results: Results
+    judges: list[str]
+    general: list[Block]
+    unjudged: list[Block]
+    strips: list[Strip]
+    concepts: list[ConceptView]
 
 
-def probability(p: float) -> str:
-    """A p-value."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+@dataclass(frozen=True, kw_only=True)
+class ErasureSection(Section):
+    """Evaluations; ``explained`` has a line for every method and judge that brings one."""
+
+    TEMPLATE: ClassVar[str] = "erasure.html.j2"
+    PICTURES: ClassVar[bool] = True
+    runs: list[RunView]
+    limits: Thresholds
+    terms: list[terms.Term]
+    explained: dict[str, str]
+
+
+def section(runs: Sequence[Results], limits: Thresholds) -> ErasureSection:
+    """The part of the page.
+
+    Raises:
+        DataError: a picture is missing or no PNG.
+    """
+    explained: dict[str, str] = {}
+    for run in runs:
+        explained.update(run.notes)
+        if run.method in terms.METHODS:
+            explained.setdefault(run.method, terms.METHODS[run.method])
+    return ErasureSection(
+        title=_title(runs),
+        lead="Each picture was drawn twice from the same prompt and the same noise: by the unchanged model, and by the "
+        "model with the delta.",
+        runs=[_run(f"run{index}", run, limits) for index, run in enumerate(runs)],
+        limits=limits,
+        terms=[term for term in terms.ERASURE if any(m.name == term.name for run in runs for m in run.metrics)],
+        explained=explained,
+    )
+
+
+def _title(runs: Sequence[Results]) -> str:
+    if given := dict.fromkeys(run.title for run in runs if run.title):
+        return "; ".join(given)
+    targets = dict.fromkeys(concept.target for run in runs for concept in run.concepts)
+    return f"Taken out: {', '.join(targets)}" if targets else "Results"
+
+
+def _run(name: str, run: Results, limits: Thresholds) -> RunView:
+    judges = list(dict.fromkeys(m.judge for m in run.metrics if m.judge))
+    general = [m for m in run.metrics if not m.concept]
+    strips = [_strip(grid, run.root) for grid in run.grids]
+    of_all = [s for s in strips if not s.grid.concept]
+    concepts = []
+    for position, concept in enumerate(run.concepts):
+        tables = [t for t in run.tables if t.concept == concept.target]
+        own = [s for s in strips if s.grid.concept == concept.target]
+        view = ConceptView(
+            id=f"{name}-concept{position}",
+            verdict=verdict(run, concept.target, limits),
+            blocks=blocks([m for m in run.metrics if m.concept == concept.target], judges),
+            strips=own + of_all if len(run.concepts) == 1 else own,
+            heats=[heat(t) for t in tables if t.kind == "kept"],
+            instead=[(t, instead(t)) for t in tables if t.kind == "seen"],
+        )
+        concepts.append(view)
+    return RunView(
+        results=run,
+        judges=judges,
+        general=blocks([m for m in general if m.judge], judges),
+        unjudged=blocks([m for m in general if not m.judge], [""]),
+        strips=[] if len(run.concepts) == 1 else of_all,
+        concepts=concepts,
+    )
+
+
+def _strip(grid: Grid, root: Path | None) -> Strip:
+    columns = []
+    for c, label in enumerate(grid.columns):
+        caption = grid.captions[c] if grid.captions else label
+        column = [_picture(root, grid, grid.images[r][c], f"{row}: {caption}") for r, row in enumerate(grid.rows)]
+        columns.append((label, caption, tuple(column)))
+    return Strip(grid=grid, columns=tuple(columns))
+
+
+def _picture(root: Path | None, grid: Grid, path: str, alt: str) -> Picture | None:
+    if not path:
+        return None
+    data = read_png(root, path, what=f"grid '{grid.name}'")
+    width = struct.unpack(">I", data[16:20])[0] if len(data) >= 24 else 0
+    if not width:
+        raise DataError(f"grid '{grid.name}': the picture {path} is damaged", fix="evaluate again")
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    return Picture(uri=uri, alt=alt, small=width <= SMALL)
+
+
+KINDS = (Kind(record=Results, what="evaluations", file=Results.FILE, section=section),)
