@@ -19,17 +19,6 @@ ROLES = {
     "innocent": "innocent, used to learn the mask",
     "unseen": "innocent, not used to learn the mask",
 }
-LIMITS = (
-    "The mask binds only where the publisher runs the training, or checks what was trained before it is passed on: it "
-    "is a rule for those who follow it, and a checkpoint can be held against it.",
-    "Open weights are not protected: whoever has them can train the frozen tensors too, and weights that a service "
-    "lets out can be trained further elsewhere.",
-    "Other routes are outside it: adapters at inference, the text encoder, learned embeddings, the decoder, merging "
-    "with other weights. Nothing here was measured against them, nor with more steps, data or rates than the tables "
-    "name.",
-)
-
-
 Reached = dict[tuple[str, str], Reach]
 """By domain and mode."""
 
