@@ -10,12 +10,23 @@ from diffusers import StableDiffusionPipeline
 from tests import toys
 
 import unteach
+from unteach import cli
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
     script = "import sys, unteach; print([m for m in ('torch', 'diffusers', 'tyro', 'pydantic') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
+
+
+def test_no_command_loads_anything_heavy_before_it_runs() -> None:
+    heavy = "[m for m in ('torch', 'diffusers', 'pydantic', 'jinja2') if m in sys.modules]"
+    for verb in cli.VERBS:
+        script = (
+            f"import sys\nfrom importlib import import_module\nimport_module('unteach.commands.{verb}')\nprint({heavy})"
+        )
+        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert said.strip() == "[]", verb
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
