@@ -45,11 +45,11 @@ from tests.guard import checkpoints
 from tests.records import guarded, learned
 from tests.records.test_erasure import full
 from tests.toys import build
-from unteach.commands.options import Learn
 
 from unteach.attack.sweep import Cell
 from unteach.commands import guard_plan
 from unteach.commands.erase import Erase
+from unteach.commands.learn import Learn
 from unteach.commands.options_guard import GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
