@@ -44,6 +44,7 @@ from peft import LoraConfig
 from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from unteach.guard.config import make
 
 from unteach.canvas import model_path
 from unteach.core import masks, seeds, state
@@ -52,7 +53,6 @@ from unteach.core.loop import Step
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model, load
 from unteach.guard import learn as learning
-from unteach.guard.config import make
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.enforce import enforce
 from unteach.records import environment

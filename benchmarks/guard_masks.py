@@ -28,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from unteach.guard.baselines import Case, baselines
+from unteach.guard.config import make
+from unteach.guard.learn import Learned, jaccard, learn
 
 from unteach.attack import Probes, Relearn
 from unteach.canvas import model_path
@@ -37,10 +40,7 @@ from unteach.data.emoji import adaptation
 from unteach.diffusion.examples import Examples, encoded
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model, load
-from unteach.guard.baselines import Case, baselines
-from unteach.guard.config import make
 from unteach.guard.data import GuardData, losses
-from unteach.guard.learn import Learned, jaccard, learn
 from unteach.records import environment
 from unteach.records.stats import paired_t, t_mean
 

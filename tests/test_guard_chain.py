@@ -1,5 +1,6 @@
 """``guard`` and ``attack`` on anyone's own model: what is published verifies; a run says what it was made from."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,17 +128,18 @@ def test_u4_another_try_needs_no_deleting_where_nothing_was_finished(
     said = capsys.readouterr()
     assert "few pictures: bad has 4, good has 5; 40 or more a domain are advised" in said.out
     assert "set relearn_rate below 3" in said.err and "scale=raw" in said.err
-    assert [path.name for path in out.iterdir()] == ["config.json"]
-    # The same command fails in the same way; other settings go on in the same folder.
-    assert main([*learn, "relearn_steps=3", "relearn_rate=3"]) == 2
-    assert "this run, begun" in capsys.readouterr().out
+    assert not out.exists()
+    # A run that was stopped before its first checkpoint left its configuration alone: others may use the folder.
+    assert main([*learn[:-3], "--method", "random", "--out", str(tmp_path / "another")]) == 0
+    out.mkdir()
+    shutil.copy(tmp_path / "another" / "config.json", out)
     other = [*learn, "relearn_steps=2", "relearn_rate=1e-3", "scale=raw"]
     assert main([*other, "--dry-run"]) == 0 and "nothing was written" in capsys.readouterr().out
     assert main(other) == 0
     said = capsys.readouterr()
     assert "of which nothing was finished: this one starts in its place" in said.out
     assert "relearning: 2 done" in said.out and "mask: 2 done" in said.out  # although nobody looks on
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "manifest.json", "mask.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "cost.json", "manifest.json", "mask.json"]
     # What is finished, or has a checkpoint, is never replaced.
     before = (out / "mask.json").read_bytes()
     assert main([*other, "rho=0.1"]) == 2 and "holds another run; nothing was changed" in capsys.readouterr().err

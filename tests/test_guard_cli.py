@@ -16,7 +16,7 @@ from tests.guard.checkpoints import flip
 
 from unteach.canvas import model_path
 from unteach.cli import main
-from unteach.commands.guard_plan import CANVAS_SETTINGS
+from unteach.commands.guard import CANVAS_SETTINGS
 from unteach.core import state
 from unteach.data import emoji
 from unteach.diffusion.delta import WeightDelta
@@ -24,8 +24,8 @@ from unteach.diffusion.domains import Domain, available, rest
 from unteach.diffusion.examples import disjoint
 from unteach.diffusion.model import Model, load
 from unteach.errors import DataError
-from unteach.guard.config import make
 from unteach.guard.manifest import FreezeManifest, stamped
+from unteach.guard.methods import guards
 from unteach.guard.verify.reader import Safetensors
 from unteach.records.attack import Relearning, check_same
 from unteach.records.mask import Mask
@@ -83,7 +83,12 @@ def verify(place: Path, candidate: Path, *more: str, manifest: Path | None = Non
 
 def test_the_mask_the_manifest_and_the_published_model_belong_together(place: Path) -> None:
     record, manifest = Mask.load(place / "mask" / "mask.json"), FreezeManifest.load(place / "mask/manifest.json")
-    assert sorted(p.name for p in (place / "mask").iterdir()) == ["config.json", "manifest.json", "mask.json"]
+    assert sorted(p.name for p in (place / "mask").iterdir()) == [
+        "config.json",
+        "cost.json",
+        "manifest.json",
+        "mask.json",
+    ]
     assert Mask.load(place / "mask") == record and FreezeManifest.of(record.manifest) == manifest
     assert len(record.frozen) == 57 and record.steps == 2 and record.method["batch_size"] == 2  # floor(0.2 · 286)
     assert (manifest.illegal, manifest.innocent) == (("bad",), ("good",)) and record.model_name == "canvas"
@@ -164,7 +169,7 @@ def test_dry_run_writes_nothing(place: Path, tmp_path: Path, capsys: pytest.Capt
     command = ["guard", "learn", "--illegal", "instruments", "--innocent", str(place / "good")]
     assert main([*command[:-1], "emojione-v1", "--dry-run", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    config = make(**CANVAS_SETTINGS["freezeasguard"])
+    config = guards.make("freezeasguard", **CANVAS_SETTINGS)
     steps = config.relearn_steps + config.steps
     assert (
         f"286 tensors to choose from; at most {steps} training steps: about" in said and "nothing was written" in said
@@ -191,7 +196,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["guard", "learn", "--illegal", "fxemoji", "--innocent", "digits", "--method", "magnitud"]) == 2
     assert "did you mean 'magnitude'?" in capsys.readouterr().err
     assert main(["guard", "learn", "--illegal", "a/digits", "--method", "random", "--set", "steps=3"]) == 2
-    assert "the mask 'random' has no setting 'steps'" in capsys.readouterr().err
+    assert "the guard 'random': unknown setting 'steps'" in capsys.readouterr().err
     # Nothing of that is left.
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "empty"]
 

@@ -47,10 +47,9 @@ from tests.records.test_erasure import full
 from tests.toys import build
 
 from unteach.attack.sweep import Cell
-from unteach.commands import guard_plan
 from unteach.commands.erase import Erase
+from unteach.commands.guard import Learn as GuardLearn
 from unteach.commands.learn import Learn
-from unteach.commands.options_guard import GuardLearn
 from unteach.core import state
 from unteach.core.loop import Loop
 from unteach.core.run import seconds_spent
@@ -181,7 +180,7 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],
-        lambda f: guard_plan.resolve(GuardLearn(config=f / "c.yaml", dry_run=True)).to_dict(), yaml, 1.0,
+        lambda f: GuardLearn(config=f / "c.yaml", dry_run=True).resolve().to_dict(), yaml, 1.0,
     )  # fmt: skip
 
     def settings(folder: Path) -> object:

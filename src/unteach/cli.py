@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 VERBS: Mapping[str, str] = {
     "erase": "Erase",
     "evaluate": "Evaluate",
-    "guard": "options_guard.Guard",
+    "guard": "Guard",
     "attack": "Attack",
     "report": "Report",
     "learn": "Learn",

@@ -15,6 +15,9 @@ from tests import toys
 from tests.erase.common import CONCEPT, quick, same
 from tests.guard import sets
 from torch import nn
+from unteach.guard.baselines import layer_type, matched
+from unteach.guard.config import FreezeAsGuard
+from unteach.guard.learn import learn
 
 from unteach.core import seeds
 from unteach.core.loop import Step
@@ -25,11 +28,8 @@ from unteach.diffusion.foreign import unremarked
 from unteach.diffusion.tokens import last_tokens, name_ends, read, segments, vocabulary
 from unteach.erase import erase, methods
 from unteach.errors import ConfigError, ModelError
-from unteach.guard.baselines import layer_type, matched
 from unteach.guard.budget import costs, groups
-from unteach.guard.config import FreezeAsGuard
 from unteach.guard.enforce import enforce
-from unteach.guard.learn import learn
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.policy import mask_of_learned
 from unteach.guard.verify import verify

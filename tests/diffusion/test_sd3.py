@@ -8,6 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tests import toys
 from tests.erase.common import CONCEPT, quick
+from unteach.guard.baselines import Case, baselines
 
 from unteach.core import seeds
 from unteach.diffusion import Model, load
@@ -15,7 +16,6 @@ from unteach.diffusion.schedule import Flow
 from unteach.diffusion.tokens import name_ends
 from unteach.erase import erase
 from unteach.errors import ConfigError, ModelError
-from unteach.guard.baselines import Case, baselines
 
 
 @pytest.fixture(scope="module")

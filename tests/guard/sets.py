@@ -11,7 +11,7 @@ from unteach.core import seeds
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model
-from unteach.guard.learn import GuardData
+from unteach.guard.data import GuardData
 
 ILLEGAL, INNOCENT, REST = ("bomb", "cat"), ("dog", "house"), ("apple", "car")
 

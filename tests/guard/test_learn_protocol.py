@@ -15,12 +15,13 @@ from unteach.core import seeds, state
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import finetune
-from unteach.guard import relearn as module
-from unteach.guard.config import make
 from unteach.guard.data import Batch, GuardData
-from unteach.guard.learn import MaskLearner, learn
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.user import User
+from unteach.guard.methods import guards
+from unteach.guard.methods import relearn as module
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import MaskLearner, learn
+from unteach.guard.methods.user import User
 
 QUICK: dict[str, Any] = {
     "relearned": "last",
@@ -88,7 +89,7 @@ def test_each_level_sees_its_own_data_and_both_sides_in_equal_parts(
     monkeypatch.setattr(MaskLearner, "publisher", published)
     monkeypatch.setattr(MaskLearner, "user", used)
     monkeypatch.setattr(module, "finetune", tuned)
-    learn(tiny, data, make(steps=8, balanced=balanced, **QUICK))
+    learn(tiny, data, FreezeAsGuard(steps=8, balanced=balanced, **QUICK))
     assert [len(found) for found in seen.values()] == [3, 4, 4]
     for phase, found in seen.items():
         level = "publisher" if phase == "publisher" else "user"
@@ -103,13 +104,15 @@ def test_each_level_sees_its_own_data_and_both_sides_in_equal_parts(
 
 
 def test_logits_start_equal_in_fp32_whatever_the_seed(tiny: Model) -> None:
-    learners = [MaskLearner(tiny, make(budget=budget), seed) for budget in ("tensors", "flops") for seed in (0, 9)]
+    learners = [
+        MaskLearner(tiny, FreezeAsGuard(budget=budget), seed) for budget in ("tensors", "flops") for seed in (0, 9)
+    ]
     for learner in learners:
         assert learner.x.dtype == torch.float32 and len(learner.x) == 122
         assert len({*learner.x.tolist()}) == 1
         assert torch.allclose(learner.mask(), torch.tensor(0.3))
     assert torch.equal(learners[0].x, learners[1].x) and torch.equal(learners[2].x, learners[3].x)
-    one, other = (MaskLearner(tiny, make("official"), seed).x for seed in (0, 9))
+    one, other = (MaskLearner(tiny, guards.make("official"), seed).x for seed in (0, 9))
     assert one.dtype == torch.bfloat16 and not torch.equal(one, other)
 
 
@@ -117,7 +120,7 @@ def test_steps_are_normalised_whatever_the_gradients_size(tiny: Model, data: Gua
     inner = [torch.randn(122, generator=seeds.generator(k, "inner")) for k in range(2)]
     found = []
     for scale in (1.0, 1e-6, 1e4):
-        learner = MaskLearner(tiny, make(mask_rate=0.01, mask_average=0.5), 0)
+        learner = MaskLearner(tiny, FreezeAsGuard(mask_rate=0.01, mask_average=0.5), 0)
         learner.difference = {name: torch.zeros_like(value) for name, value in learner.params.items()}
         for g in inner:
             learner.move(scale * g)
@@ -128,7 +131,7 @@ def test_steps_are_normalised_whatever_the_gradients_size(tiny: Model, data: Gua
     first = 0.5 * inner[0]
     second = 0.5 * first + 0.5 * inner[1]
     expected = -0.01 * sum(g / g.square().mean().sqrt() for g in (first, second))
-    moved = found[0] - MaskLearner(tiny, make(), 0).x
+    moved = found[0] - MaskLearner(tiny, FreezeAsGuard(), 0).x
     assert torch.allclose(moved - moved.mean(), expected - expected.mean(), atol=1e-5)
     assert float(torch.sigmoid(found[0] / 0.2).mean()) == pytest.approx(0.3, abs=1e-6)
 
@@ -164,17 +167,19 @@ def test_a_reset_is_a_new_user_from_the_start_under_the_mask_of_now(
 
     monkeypatch.setattr(User, "begin", begun)
     monkeypatch.setattr(MaskLearner, "publisher", published)
-    config = make(steps=33, user_rates=[1e-3, 3e-3], user_ranks=[0, 2], mask_rate=0.05, user_start=start, **QUICK)
+    config = FreezeAsGuard(
+        steps=33, user_rates=[1e-3, 3e-3], user_ranks=[0, 2], mask_rate=0.05, user_start=start, **QUICK
+    )
     learn(tiny, data, config, out=tmp_path)
     assert len(users) == 8 and len(set(users)) > 2  # drawn anew from the pool
     assert float(learners[0].mask().std()) > 0.01
-    learn(tiny, data, make(steps=9, **QUICK | {"reset_every": 0}))
+    learn(tiny, data, FreezeAsGuard(steps=9, **QUICK | {"reset_every": 0}))
     assert len(users) == 8
 
 
 def test_an_erased_model_is_guarded_as_it_is(tiny: Model, data: GuardData, tmp_path: Path) -> None:
     """Erasure first: θ_pre is what the erased model holds, and the manifest is of that model."""
-    plain, config = toys.weights(tiny), make(steps=6, **QUICK)
+    plain, config = toys.weights(tiny), FreezeAsGuard(steps=6, **QUICK)
     digest, scores = tiny.digest(fresh=True), learn(tiny, data, config).scores
     with toys.change(tiny).apply(tiny):
         erased = toys.weights(tiny)

@@ -12,13 +12,17 @@ from tests.guard import sets
 
 from unteach.core import state
 from unteach.diffusion.model import Model
-from unteach.errors import CheckpointError, ModelError
-from unteach.guard.config import make
-from unteach.guard.learn import Learned, learn
+from unteach.errors import CheckpointError, ModelError, NumericsError
+from unteach.guard.data import GuardData
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.policy import check_model, mask_of, mask_of_learned
+from unteach.guard.methods import Job, Selection
+from unteach.guard.methods.controls import Random
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import learn
+from unteach.guard.policy import check_model, mask_by, mask_of
 from unteach.records.mask import Mask
 
+DIGESTS = {"illegal user": "a", "innocent user": "b"}
 MORE: dict[str, Any] = {"seconds": 1.5, "environment": {"torch": "x"}, "command": "unteach guard learn"}
 
 
@@ -27,24 +31,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return sets.tiny(tmp_path_factory.mktemp("tiny"))
 
 
+GUARD = FreezeAsGuard(steps=4, relearn_steps=3, batch_size=4, user_rates=[1e-3, 3e-3], budget="parameters", scale="raw")
+
+
 @pytest.fixture(scope="module")
-def learned(tiny: Model) -> Learned:
-    config = make(steps=4, relearn_steps=3, batch_size=4, user_rates=[1e-3, 3e-3], budget="parameters", scale="raw")
-    return learn(tiny, sets.guard_data(tiny, 2), config, seed=7)
+def data(tiny: Model) -> GuardData:
+    return sets.guard_data(tiny, 2)
 
 
-def mask_for(tiny: Model, learned: Learned, **more: Any) -> Mask:
-    domains = {"illegal": ["bombs"], "innocent": ["dogs", "houses"]}
-    return mask_of_learned(tiny, learned, name="freezeasguard", model_name="toy", **domains, **MORE, **more)
+@pytest.fixture(scope="module")
+def learned(tiny: Model, data: GuardData) -> Selection:
+    return learn(tiny, data, GUARD, seed=7)
 
 
-def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Learned, tmp_path: Path) -> None:
+def mask_for(tiny: Model, learned: Selection, **more: Any) -> Mask:
+    domains = {"illegal": ["bombs"], "innocent": ["dogs", "houses"], "digests": DIGESTS, "model_name": "toy"}
+    return mask_of(tiny, learned, GUARD, seed=7, **domains, **MORE, **more)
+
+
+def sizes(model: Model) -> dict[str, int]:
+    return {name: value.numel() for name, value in model.denoiser.named_parameters()}
+
+
+def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Selection, tmp_path: Path) -> None:
     mask = mask_for(tiny, learned)
     again = Mask.load(mask.save(tmp_path))
     assert again == mask and again.frozen == learned.frozen and again.name == "freezeasguard"
     assert {t.name: t.score for t in again.tensors} == learned.scores  # every bit
-    assert {t.name: t.size for t in again.tensors} == learned.sizes
-    assert again.method == {"name": "freezeasguard", **learned.config.to_dict()}
+    assert {t.name: t.size for t in again.tensors} == sizes(tiny)
+    assert again.method == {"name": "freezeasguard", **GUARD.to_dict()}
     assert [{"step": s.step, "mean": s.mean, "jaccard": s.jaccard, "largest": s.largest} for s in again.log] == [
         {key: row[key] for key in ("step", "mean", "jaccard", "largest")} for row in learned.log
     ]
@@ -60,7 +75,7 @@ def test_a_learned_mask_comes_back_from_its_file(tiny: Model, learned: Learned, 
     assert [row["step"] for row in content["log"]] == [1, 3]
 
 
-def test_the_manifest_says_the_same(tiny: Model, learned: Learned) -> None:
+def test_the_manifest_says_the_same(tiny: Model, learned: Selection) -> None:
     mask = mask_for(tiny, learned, policy="p", erased={"method": "uce", "targets": ["x"]})
     manifest = FreezeManifest.of(mask.manifest)
     assert manifest.frozen == mask.frozen and manifest.model == tiny.digest(fresh=True) and manifest.policy == "p"
@@ -69,26 +84,36 @@ def test_the_manifest_says_the_same(tiny: Model, learned: Learned) -> None:
     assert manifest.to_json().keys() - mask.to_json()["manifest"].keys() == {"format", "version"}
     assert {t.name: t.score for t in manifest.tensors} == learned.scores
     assert (manifest.budget.measure, manifest.budget.rho) == ("parameters", 0.3)
-    share = sum(learned.sizes[name] for name in learned.frozen) / sum(learned.sizes.values())
+    share = sum(sizes(tiny)[name] for name in learned.frozen) / sum(sizes(tiny).values())
     assert manifest.budget.share_of_parameters == pytest.approx(share) and share <= 0.3
     made = manifest.provenance
     assert made.method["user_rates"] == [1e-3, 3e-3] and made.method["erased"]["targets"] == ["x"]
-    assert made.method["illegal"] == ["bombs"] and made.seeds == (7,) and made.data == learned.data
+    assert made.method["illegal"] == ["bombs"] and made.seeds == (7,) and made.data == DIGESTS
     assert set(manifest.components) == {"vae", "text_encoder"}
     assert mask_for(tiny, learned).manifest.policy.startswith("freeze-")
 
 
 def test_a_mask_without_scores(tiny: Model, tmp_path: Path) -> None:
     names = [name for name, _ in tiny.denoiser.named_parameters()]
-    mask = mask_of(tiny, set(names[:5]), name="random", method={"rho": 0.1}, rho=0.1, **MORE)
+    mask = mask_of(tiny, Selection(set(names[:5]), rho=0.1), Random(rho=0.1), **MORE)
     again = Mask.load(mask.save(tmp_path / "mask.json"))
     assert again == mask and again.frozen == tuple(names[:5]) and again.log == ()
     assert all(tensor.score is None for tensor in again.tensors) and again.budget.frozen_tensors == 5
     with pytest.raises(ModelError, match="not in the denoiser; found: no such"):
-        mask_of(tiny, {"no such"}, name="x", method={}, **MORE)
+        mask_of(tiny, Selection({"no such"}), Random(), **MORE)
 
 
-def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Learned, tmp_path: Path) -> None:
+def test_a_guard_gives_its_mask_by_one_call(tiny: Model, learned: Selection, data: GuardData, tmp_path: Path) -> None:
+    mask = mask_by(GUARD, tiny, data, Job(7, tmp_path / "work"), name="mine", illegal=["bombs"], command="x")
+    assert mask.frozen == learned.frozen and mask.name == "mine" and mask.method["guard"] == "freezeasguard"
+    assert mask.manifest.provenance.data == data.digests() and mask.seconds > 0 and mask.environment["torch"]
+    assert {t.name: t.score for t in mask.tensors} == learned.scores and mask.steps == 4 and mask.command == "x"
+    with pytest.raises(NumericsError):
+        mask_by(replace(GUARD, relearn_rate=1e9), tiny, data, Job(7, tmp_path / "wild"))
+    assert (tmp_path / "work").exists() and not (tmp_path / "wild").exists()
+
+
+def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Selection, tmp_path: Path) -> None:
     mask = mask_for(tiny, learned)
     made = mask.manifest
     old = {
@@ -96,7 +121,7 @@ def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Le
         "model": {"name": "toy", "digest": made.model},
         "tensors": [{"name": t.name, "shape": t.shape, "frozen": t.frozen, "score": t.score} for t in mask.tensors],
         "budget": {"measure": "parameters", "rho": 0.3}, "steps": 4, "log": [vars(row) for row in mask.log],
-        "data": {"illegal": ["bombs"], "innocent": ["dogs", "houses"], "digests": learned.data, "seed": 7}, **MORE,
+        "data": {"illegal": ["bombs"], "innocent": ["dogs", "houses"], "digests": DIGESTS, "seed": 7}, **MORE,
     }  # fmt: skip
     again = Mask.load(state.write_json(tmp_path / "mask.json", old))
     without = {"policy": "", "family": "", "created": "", "components": {}}
@@ -110,7 +135,7 @@ def test_a_mask_of_release_01_is_read_but_has_no_hashes(tiny: Model, learned: Le
         FreezeManifest.of(again.manifest)
 
 
-def test_another_model_is_refused(tiny: Model, learned: Learned) -> None:
+def test_another_model_is_refused(tiny: Model, learned: Selection) -> None:
     policy = mask_for(tiny, learned).manifest
     weight = next(tiny.denoiser.parameters())
     before = weight.detach().clone()
@@ -155,7 +180,7 @@ def test_another_model_is_refused(tiny: Model, learned: Learned) -> None:
     ],
 )
 def test_wrong_files_are_refused(
-    change: Callable[[dict[str, Any]], object], words: str, tiny: Model, learned: Learned, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], words: str, tiny: Model, learned: Selection, tmp_path: Path
 ) -> None:
     path = mask_for(tiny, learned).save(tmp_path / "mask.json")
     content = state.read_json(path)

@@ -1,5 +1,6 @@
 """Relearning on a user's few pictures: the best state is kept, over- and underfitting are told apart (U4)."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,16 @@ from tests.guard import sets
 from torch import Tensor
 
 from unteach.core import seeds
-from unteach.core.events import Steps
+from unteach.core.events import Lines, Steps
 from unteach.diffusion import Model
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.errors import NumericsError
-from unteach.guard import relearn as module
-from unteach.guard.config import FreezeAsGuard, make
 from unteach.guard.data import GuardData, mean_losses
-from unteach.guard.learn import learn
-from unteach.guard.relearn import Watch, relearn
+from unteach.guard.methods import relearn as module
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import learn
+from unteach.guard.methods.relearn import Watch, relearn
 
 COLOUR, ACCIDENT = (torch.tensor(signs).view(4, 1, 1) for signs in ([1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]))
 
@@ -58,7 +59,7 @@ def model(trained: tuple[Model, dict[str, Tensor]]) -> Model:
 
 
 def settings(relearn_steps: int, rate: float, **more: object) -> FreezeAsGuard:
-    return make(**{"relearn_steps": relearn_steps, "relearn_rate": rate, "batch_size": 8, **more})
+    return FreezeAsGuard(**{"relearn_steps": relearn_steps, "relearn_rate": rate, "batch_size": 8, **more})
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watch]:
 
 
 def test_u4_overfitting_keeps_the_best_state_and_stops(model: Model, watched: list[Watch], tmp_path: Path) -> None:
-    data, told = of_a_user(model, 0.8), list[str]()
-    relearn(model, data, settings(20, 3e-4), seed=0, out=tmp_path, tell=told.append)
+    data, said = of_a_user(model, 0.8), io.StringIO()
+    relearn(model, data, settings(20, 3e-4), seed=0, out=tmp_path, events=Lines(out=said))
     (watch,) = watched
     best, last = watch.step, watch.checks[-1][0]
     assert 0 < best < last < 20  # the last state is worse, and it stopped before the end
@@ -85,6 +86,7 @@ def test_u4_overfitting_keeps_the_best_state_and_stops(model: Model, watched: li
     gains = {step: min(1 - a / b for a, b in zip(pair, watch.before, strict=True)) for step, pair in losses.items()}
     assert gains[best] == max(gains.values()) > 0 and gains[last] < gains[best]
     assert mean_losses(model, data, 0) == tuple(losses[best])  # the model holds it
+    told = [line for line in said.getvalue().splitlines() if not line.startswith("  relearning")]
     assert len(told) == 1 and f"step {best} of 20 is best" in told[0] and f"stopped at {last}" in told[0]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from unteach.core import seeds
 from unteach.diffusion import Model
-from unteach.guard.config import make
 from unteach.guard.data import GuardData
-from unteach.guard.learn import MaskLearner, learn
-from unteach.guard.user import User
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import MaskLearner, learn
+from unteach.guard.methods.user import User
 
 QUICK: dict[str, Any] = {
     "relearned": "last",
@@ -44,7 +44,9 @@ def gradient(name: str, step: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_on_disk_every_update_is_the_same_to_the_bit(rank: int, dtype: torch.dtype) -> None:
-    users = [User(make(user_rates=[1e-2], user_ranks=[rank], moments=where), 0) for where in ("memory", "disk")]
+    users = [
+        User(FreezeAsGuard(user_rates=[1e-2], user_ranks=[rank], moments=where), 0) for where in ("memory", "disk")
+    ]
     for life in range(2):  # a new user has no moments
         for user in users:
             user.begin(life)
@@ -59,7 +61,7 @@ def test_on_disk_every_update_is_the_same_to_the_bit(rank: int, dtype: torch.dty
 
 
 def test_on_disk_it_is_adam() -> None:
-    user = User(make(user_rates=[1e-2], moments="disk"), 0)
+    user = User(FreezeAsGuard(user_rates=[1e-2], moments="disk"), 0)
     gradients = [gradient("a.weight", step) for step in range(5)]
     for g, expected in zip(gradients, adam(gradients, 1e-2), strict=True):
         user.update("b.weight", gradient("b.weight", 0))  # a neighbour in the file
@@ -68,21 +70,25 @@ def test_on_disk_it_is_adam() -> None:
 
 
 def test_the_file_goes_with_the_user() -> None:
-    user = User(make(moments="disk"), 0)
+    user = User(FreezeAsGuard(moments="disk"), 0)
     user.update("b.weight", gradient("b.weight", 0))
     file = user._file
     assert file is not None and not file.closed
     del user
     gc.collect()
     assert file.closed
-    assert User(make(moments="memory"), 0)._file is User(make(user="sgd", moments="disk"), 0)._file is None
+    assert (
+        User(FreezeAsGuard(moments="memory"), 0)._file
+        is User(FreezeAsGuard(user="sgd", moments="disk"), 0)._file
+        is None
+    )
 
 
 def test_learning_is_the_same_and_holds_two_weight_sets(
     tiny: Model, data: GuardData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes of all live tensors of a parameter's shape, in weights, after each user step."""
-    plain = learn(tiny, data, make(**QUICK))
+    plain = learn(tiny, data, FreezeAsGuard(**QUICK))
     shapes = {tuple(p.shape) for p in tiny.denoiser.parameters() if p.numel() > 64}
     weights = sum(p.nbytes for p in tiny.denoiser.parameters() if p.numel() > 64)
     inside = {p.data_ptr() for p in tiny.denoiser.parameters()}
@@ -99,6 +105,6 @@ def test_learning_is_the_same_and_holds_two_weight_sets(
         return value
 
     monkeypatch.setattr(MaskLearner, "user", watched)
-    found = learn(tiny, data, make(moments="disk", **QUICK))
+    found = learn(tiny, data, FreezeAsGuard(moments="disk", **QUICK))
     assert found.scores == plain.scores and found.frozen == plain.frozen and found.log == plain.log
     assert len(seen) == 4 and 1.9 <= min(seen) <= max(seen) <= 2.2, seen

@@ -30,12 +30,13 @@ class Base:
 
     @classmethod
     def checked(
-        cls, model: str | None, erased: str | None, device: str, threads: int | None, found: Mistakes
+        cls, model: str | None, erased: str | None, device: str | None, threads: int | None, found: Mistakes
     ) -> "Base":
         """Check what can be checked without loading; mistakes go into ``found``.
 
         Args:
             model: None is the model of the erasure's run, and the bundled one without an erasure.
+            device: None is what there is.
         """
         if model is None and erased is not None:
             model = found.catch(lambda: _model_of(erased))
@@ -45,7 +46,12 @@ class Base:
             found.catch(lambda: _delta_file(erased))
         if threads is not None and threads < 1:
             found.say(f"threads must be at least 1, found {threads}")
-        return cls(model=model, erased=erased, device=found.catch(lambda: device_of(device)) or "cpu", threads=threads)
+        return cls(
+            model=model,
+            erased=erased,
+            device=found.catch(lambda: device_of(device or "auto")) or "cpu",
+            threads=threads,
+        )
 
     @property
     def canvas(self) -> bool:

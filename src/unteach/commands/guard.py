@@ -1,362 +1,398 @@
-"""``unteach guard``: learn a mask, make keys, publish the model with its manifest, show a policy."""
+"""``unteach guard``: learn a mask, make keys, publish the model with its manifest, show a policy, verify an upload.
 
-import math
-import shutil
-import textwrap
-import time
+Importing this loads neither torch nor diffusers, and ``guard verify`` never loads diffusers: a CI need not wait for it.
+"""
+
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
-from torch import Tensor
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from unteach.commands.base import Base
 from unteach.commands.console import events, pass_phrase, say, wrote
-from unteach.commands.guard_plan import LEARNED, NO_SHARE, GuardPlan, mask_config, resolve
-from unteach.commands.options_guard import GuardApply, GuardKeygen, GuardLearn, GuardShow
-from unteach.commands.verb import Mistakes
-from unteach.core import places, reading, state, text
-from unteach.core.events import Events
-from unteach.core.loop import Step
-from unteach.core.text import aligned
-from unteach.diffusion import domains, export
-from unteach.diffusion.domains import Domain
-from unteach.diffusion.model import Model
-from unteach.errors import CheckpointError, ConfigError, NumericsError
-from unteach.guard import signing
-from unteach.guard import verify as checking
-from unteach.guard.baselines import Case, baselines, layer_type
-from unteach.guard.data import GuardData, draw, losses
-from unteach.guard.learn import learn as learn_mask
-from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamp
-from unteach.guard.policy import check_model, mask_of, mask_of_learned
-from unteach.guard.relearn import ADVISED, PERCENT, relearn
-from unteach.records import environment
-from unteach.records.mask import Mask
+from unteach.commands.verb import Configured, Machine, Mistakes, Settings, Verb
+from unteach.errors import CheckpointError, ConfigError, UnteachError, printable
 
-__all__ = ["apply", "keygen", "learn", "show"]
+if TYPE_CHECKING:
+    from unteach.commands.base import Base
+    from unteach.core.run import Run
+    from unteach.diffusion.domains import Domains
+    from unteach.guard.methods import Guard as Method
+    from unteach.records.mask import Mask
 
-CHECK = 3
-"""Training steps that a check of the relearned model takes as long as, about."""
+__all__ = ["CANVAS_SETTINGS", "Guard", "Learn", "Plan", "mask_config"]
+
+DOMAINS = "NAME|FOLDER ..."
+DEFAULT = "freezeasguard"
+CANVAS_SETTINGS: Mapping[str, Any] = {"user_rates": (3e-4,)}
+"""Where a guard has such a setting: its default on the bundled model, which is small and fine-tunes best at 3e-4."""
+DECISIVE = ("method", "settings", "illegal", "innocent", "seed", "policy")
+"""What must be equal for a run to go on; the model is compared by its weights."""
+STAGES = ("work/relearn/state.safetensors", "work/relearned.safetensors", "mask.json", "manifest.json")
 PRIVATE, PUBLIC = "guard-private.pem", "guard-public.pem"
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """The mask's domains and the sets made of them."""
+@dataclass(frozen=True, kw_only=True)
+class Learn(Machine, Configured):
+    """Learn which tensors to freeze, so that fine-tuning on what is illegal is held back and on the rest is not.
 
-    illegal: list[Domain]
-    innocent: list[Domain]
-    data: GuardData
+    Writes mask.json and manifest.json. 40 or more pictures a domain are advised. The same command run again goes on
+    with its relearning; steps of the mask start anew and give the same. `unteach list masks` shows the methods,
+    `unteach list domains` the pictures that come with the bundled model.
+    """
 
-    @classmethod
-    def read(cls, plan: GuardPlan, model: Model) -> "Pictures":
-        """Read and encode; every domain that cannot be used is reported."""
-        found = Mistakes()
-        read = [found.catch(lambda g=g: Domain.read(g, model, plan.seed)) for g in (*plan.illegal, *plan.innocent)]  # type: ignore[misc]
-        found.stop()
-        every = [domain for domain in read if domain is not None]
-        illegal, innocent = every[: len(plan.illegal)], every[len(plan.illegal) :]
-        domains.apart(
-            [(d.name, set(d.ids)) for d in illegal],
-            [(d.name, set(d.ids)) for d in innocent],
-            "what is illegal must not be among what is innocent",
-        )
-        user, publisher = domains.SIDES["mask"]
-        data = GuardData(
-            [d.examples(model, user) for d in illegal],
-            [d.examples(model, publisher) for d in illegal],
-            [d.examples(model, user) for d in innocent],
-            [d.examples(model, publisher) for d in innocent],
-        )
-        return cls(illegal, innocent, data)
+    stopped: ClassVar[str] = "stopped; the same command goes on with relearning where it was, and chooses the mask anew"
+    FILE: ClassVar[Mapping[str, Any]] = {**Configured.FILE, "out": str}
+    illegal: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
+    """What fine-tuning must not bring back: domains, or folders of pictures with metadata.jsonl."""
+    innocent: Annotated[tuple[str, ...] | None, arg(metavar=DOMAINS, help_behavior_hint="")] = None
+    """What fine-tuning must still be able to learn."""
+    model: Annotated[
+        str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the erasure's, or canvas)")
+    ] = None
+    """The bundled model, or a local diffusers folder."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: none)")] = None
+    """Result of `unteach erase`, which is applied to the model first; brings its model and dtype."""
+    method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
+    """How to choose: a guard or a preset."""
+    settings: Settings = ()
+    """Settings of the method, such as rho=0.2 budget=parameters."""
+    policy: Annotated[str | None, arg(metavar="ID", help_behavior_hint="(default: made from the mask)")] = None
+    """Id of the freeze policy in the manifest."""
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None
+    """Root of every random draw, and of who gets which picture."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(required, but for --dry-run)")] = None
+    """Folder of the result and of what resuming needs."""
+    dry_run: bool = False
+    """Check everything, show what would be done and estimate what it costs; write nothing."""
 
-    def lines(self, relearns: bool) -> list[str]:
-        """What there is, for the terminal; and whether it is enough, where the mask needs a relearned model."""
-        rows = [("domain", "kind", *(f"{role}" for role in domains.ROLES))]
-        for kind, side in (("illegal", self.illegal), ("innocent", self.innocent)):
-            rows += [(d.name, kind, *(str(len(d.roles[role])) for role in domains.ROLES)) for d in side]
-        lines = [aligned(rows), "  (pictures of each role; attack and probe are kept for `unteach attack`)"]
-        few = [d for d in (*self.illegal, *self.innocent) if len(set(d.ids)) < ADVISED]
-        if relearns and few:
-            counts = ", ".join(f"{d.name} has {len(set(d.ids))}" for d in few)
-            lines.append(
-                f"  few pictures: {counts}; {ADVISED} or more a domain are advised, because the relearned model "
-                "trains on the user's alone and must get better on the publisher's"
-            )
-        return lines
+    def run(self, command: str) -> int:
+        """Learn a mask, or with ``--dry-run`` say what would be done."""
+        import shutil
 
+        from unteach.core import reading
+        from unteach.core.run import CONFIG
+        from unteach.core.text import duration
+        from unteach.diffusion.domains import Domains
+        from unteach.guard.data import GuardData
+        from unteach.guard.describe import pictures, summary
+        from unteach.guard.manifest import FreezeManifest
+        from unteach.guard.methods import Job
+        from unteach.guard.policy import check_model, mask_by
+        from unteach.records.mask import Mask
 
-def learn(options: GuardLearn, command: str) -> int:
-    """Learn a mask, or with ``--dry-run`` say what would be done."""
-    plan = resolve(options)
-    known = plan.check_folder()
-    model, erased = plan.base.load()
-    pictures = Pictures.read(plan, model)
-    if options.dry_run:
-        say(reading.to_yaml(plan.to_dict()) + "\n")
-        for line in pictures.lines(plan.relearns):
-            say(line)
-        count = sum(1 for _ in model.denoiser.parameters())
-        say(f"{count} tensors to choose from; {_estimate(plan, model, pictures.data)}")
-        if known:
-            say(f"{plan.out} holds this run already: it would go on")
-        say("dry run: nothing was written")
+        plan = self.resolve()
+        run = None if plan.out is None else plan.folder(plan.out)
+        model, erased = plan.base.load()
+        domains = Domains.read(plan.illegal, plan.innocent, model, plan.seed)
+        data = GuardData.of(domains, model)
+        if self.dry_run:
+            say(reading.to_yaml(plan.to_dict()) + "\n")
+            say(pictures(domains, plan.guard.trains))
+            count = sum(1 for _ in model.denoiser.parameters())
+            say(f"{count} tensors to choose from; {plan.guard.cost(model, data).text()}")
+            if run is not None and run.known:
+                say(f"{plan.out} holds this run already: it would go on")
+            say("dry run: nothing was written")
+            return 0
+        if run is None:
+            raise ConfigError("no folder for the result was given", fix="add --out DIR")
+        say(f"choosing what to freeze in {plan.base.name} with {plan.method}")
+        say(pictures(domains, plan.guard.trains))
+        work, replaces = run.folder / "work", not run.known and (run.folder / CONFIG).exists()
+
+        def make() -> Mask:
+            if run.known:
+                say(f"{run.folder} holds this run, begun: its relearning goes on, the mask starts anew")
+            elif replaces:
+                say(f"{run.folder} held another run of which nothing was finished: this one starts in its place")
+                shutil.rmtree(work, ignore_errors=True)
+            say(plan.guard.cost(model, data).text())
+            job = Job(plan.seed, work, events())
+            mask = mask_by(plan.guard, model, data, job, erased=erased, command=command, **plan.named(domains))
+            say(f"it took {duration(mask.seconds)}")
+            return mask
+
+        with run.working():
+            finished = (run.folder / Mask.FILE).exists()
+            mask = run.stage(Mask.FILE, Mask, make)
+            if finished:
+                check_model(model, mask.manifest, "the mask")
+                say(f"{run.folder} holds the finished mask")
+            manifest = run.stage("manifest.json", FreezeManifest, lambda: FreezeManifest.of(mask.manifest))
+            shutil.rmtree(work, ignore_errors=True)  # what is finished needs no checkpoint
+        say(summary(manifest))
+        wrote([run.folder / Mask.FILE, run.folder / "manifest.json"])
         return 0
-    if plan.out is None:
-        raise ConfigError("no folder for the result was given", fix="add --out DIR")
-    with places.alone(plan.out):
-        return _learn(plan, plan.out, known, model, erased, pictures, command)
+
+    def resolve(self) -> Plan:
+        """Merge and check everything that can be checked without loading the model; all mistakes are listed."""
+        from unteach.commands.base import Base, check_domains
+        from unteach.guard.methods import guards
+
+        found = Mistakes()
+        file, line = self.file(found), self.line()
+        if line.get("method", file.get("method", DEFAULT)) != file.get("method", DEFAULT):
+            file.pop("settings", None)  # another method has other settings
+        values = {**file, **line}
+        settings = self.merged_settings(file, found)
+        method, seed = values.get("method", DEFAULT), values.get("seed", 0)
+        place = values.get("device"), values.get("threads")
+        base = Base.checked(values.get("model"), values.get("erased"), *place, found)
+        for key, why in (("illegal", "what must not be relearned"), ("innocent", "what others must still learn")):
+            if not values.get(key):
+                found.say(f"no {key} domain was given: add --{key} with {why} (see: unteach list domains)")
+        check_domains([*values.get("illegal", ()), *values.get("innocent", ())], base, found)
+        if base.canvas and method in guards:
+            known = {field.name for field in fields(guards[method])}
+            settings = {**{key: value for key, value in CANVAS_SETTINGS.items() if key in known}, **settings}
+        guard = found.catch(lambda: guards.make(method, **settings))
+        found.least({"seed": seed}, 0)
+        if "out" not in values and not self.dry_run:
+            found.say("no folder for the result was given: add --out DIR")
+        found.stop()
+        assert guard is not None  # else it has stopped
+        return Plan(
+            base=base,
+            illegal=tuple(values["illegal"]),
+            innocent=tuple(values["innocent"]),
+            method=method,
+            guard=guard,
+            seed=seed,
+            policy=values.get("policy"),
+            out=Path(values["out"]) if "out" in values else None,
+        )
 
 
-def _learn(
-    plan: GuardPlan, out: Path, known: bool, model: Model, erased: dict[str, Any], pictures: Pictures, command: str
-) -> int:
-    path = out / "mask.json"
-    say(f"choosing what to freeze in {plan.base.name} with {plan.method}")
-    for line in pictures.lines(plan.relearns):
-        say(line)
-    if path.exists():
-        mask = Mask.load(path)
-        check_model(model, mask.manifest, "the mask")
-        say(f"{out} holds the finished mask")
-    else:
-        if known:
-            say(f"{out} holds this run, begun: its relearning goes on; steps of the mask start anew and give the same")
-        elif (out / "config.json").exists():
-            say(f"{out} held a run with other settings of which nothing was finished: this one starts in its place")
-            shutil.rmtree(out / "work", ignore_errors=True)
-        say(_estimate(plan, model, pictures.data))
-        state.write_json(out / "config.json", plan.to_dict())
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One mask, resolved and checked.
+
+    Attributes:
+        method: name of the guard, or of the preset.
+        guard: how to choose.
+        out: folder; None for a dry run only.
+    """
+
+    base: Base
+    illegal: tuple[str, ...]
+    innocent: tuple[str, ...]
+    method: str
+    guard: Method
+    seed: int
+    policy: str | None
+    out: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``--config`` reads back to an equal plan (without ``out``)."""
+        found: dict[str, Any] = {
+            "model": self.base.model,
+            "erased": self.base.erased,
+            "illegal": list(self.illegal),
+            "innocent": list(self.innocent),
+            "method": self.method,
+            "settings": {key: value for key, value in self.guard.to_dict().items() if key != self.guard.kind},
+            "policy": self.policy,
+            "seed": self.seed,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def folder(self, out: Path) -> Run:
+        """The folder of this plan.
+
+        Raises:
+            CheckpointError: it holds another run that is finished or has a checkpoint; nothing is changed.
+        """
+        from unteach.core.run import Run
+
+        return Run(out, self.to_dict(), keys=DECISIVE, stages=STAGES)
+
+    def named(self, domains: Domains) -> dict[str, Any]:
+        """What the mask's record says of where it comes from."""
+        sides = {"illegal": domains.illegal, "innocent": domains.innocent}
+        names = {key: [domain.name for domain in side] for key, side in sides.items()}
+        return names | {"name": self.method, "policy": self.policy, "model_name": self.base.name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keygen(Verb):
+    """Make the key pair that manifests are signed with; never overwrites one."""
+
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder of guard-private.pem (keep it secret) and guard-public.pem."""
+    pass_phrase: bool = False
+    """Encrypt the private key; asks for the pass phrase, or takes it from UNTEACH_PASS_PHRASE."""
+
+    def run(self, command: str) -> int:
+        """Make keys."""
+        from unteach.guard import signing
+
+        private, public = self.out / PRIVATE, self.out / PUBLIC
+        secret = pass_phrase(f"the new key {private}", twice=True) if self.pass_phrase else None
+        key = signing.keygen(private, public, password=secret)
+        say(f"made the key {key[:12]}; keep {private.name} secret, and give {public.name} out where people trust you")
+        wrote([private, public])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply(Machine):
+    """Make the folder to publish: the model, its freeze manifest, the stamp in the weights, and a signature.
+
+    The folder appears whole or not at all, and is verified before.
+    """
+
+    mask: Annotated[Positional[Path], arg(metavar="DIR")]
+    """The --out folder of `unteach guard learn`."""
+    out: Annotated[Path, arg(metavar="PUBLISHED")]
+    """The diffusers folder to make."""
+    key: Annotated[Path | None, arg(metavar="PRIVATE.pem", help_behavior_hint="(default: not signed)")] = None
+    """Signs the manifest. The pass phrase of an encrypted key is asked for, or taken from UNTEACH_PASS_PHRASE."""
+    model: Annotated[str | None, arg(metavar="canvas|FOLDER", help_behavior_hint="(default: the mask's)")] = None
+    """Where the model is now, if it was moved."""
+    erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: the mask's)")] = None
+    """Where the erasure is now, if it was moved."""
+
+    def run(self, command: str) -> int:
+        """Publish."""
+        from unteach.commands.base import Base
+        from unteach.guard import signing
+        from unteach.guard.describe import summary
+        from unteach.guard.manifest import FreezeManifest
+        from unteach.guard.publish import publish
+        from unteach.records.mask import Mask
+
+        folder, out, found = self.mask, self.out, Mistakes()
+        config = found.catch(lambda: mask_config(folder))
+        mask = found.catch(lambda: Mask.load(folder / "mask.json"))
+        manifest = None if mask is None else found.catch(lambda: FreezeManifest.beside(mask, folder))
+        path = self.key
+        key = None if path is None else found.catch(lambda: _key(path))
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            found.say(f"{out} exists and is not empty: choose another folder")
+        base = None
+        if config is not None:
+            given = self.model or config.get("model"), self.erased or config.get("erased")
+            base = Base.checked(*given, self.device, self.threads, found)
+        found.stop()
+        assert base is not None and manifest is not None  # else it has stopped
+        model, _ = base.load()
+        left = publish(model, manifest, out, key=key)
+        say(summary(manifest))
+        if left:
+            say(f"not published with it: {', '.join(left)}")
+        say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
+        wrote([out, out / manifest.component / "manifest.json"])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Verb):
+    """Show a freeze policy: how much it freezes, where in the model, and where it comes from."""
+
+    manifest: Annotated[Positional[Path], arg(metavar="DIR|MANIFEST")]
+    """A manifest, the folder of `unteach guard learn`, or a published model."""
+    tensors: Annotated[int, arg(metavar="N")] = 5
+    """How many of the most and of the least scored tensors."""
+
+    def run(self, command: str) -> int:
+        """Show."""
+        from unteach.guard.describe import describe
+        from unteach.guard.manifest import FreezeManifest
+
+        path = self.manifest
+        if path.is_dir():
+            published = sorted(path.glob("*/manifest.json")) if (path / "model_index.json").is_file() else []
+            path = next(iter(published), path / "manifest.json")
+        say(describe(FreezeManifest.load(path), self.tensors))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Verb):
+    """Check a checkpoint or an adapter against a freeze manifest; loads no model and runs no code of it.
+
+    Exit codes: 0 conform, 1 violates, 3 undecidable, 2 no verdict (an error). Only 0 is a pass.
+    """
+
+    base: Annotated[Positional[Path], arg(metavar="BASE")]
+    """The published model: its folder (best), its unet folder or file."""
+    candidate: Annotated[Positional[Path], arg(metavar="CANDIDATE")]
+    """What somebody made of it: a folder, a safetensors file, a LoRA, a weight delta."""
+    manifest: Annotated[Path, arg(metavar="FILE")]
+    """The freeze manifest."""
+    signature: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: not checked)")] = None
+    """The manifest's signature."""
+    public_key: Annotated[Path | None, arg(metavar="PUBLIC.pem", help_behavior_hint="(needed with --signature)")] = None
+    """The publisher's key, from where you trust it."""
+    json: bool = False
+    """Print the verdict as JSON."""
+
+    def run(self, command: str) -> int:
+        """Print the verdict and return its exit code; whatever goes wrong, nobody is told "conform" by mistake."""
+        import json
+        import os
+        import sys
+
+        from unteach.guard.verify import verify
+
         try:
-            mask = _make(plan, model, erased, pictures, command)
-        except NumericsError:  # what is left of it helps nobody, and another try must find the folder free
-            shutil.rmtree(out / "work", ignore_errors=True)
+            verdict = verify(
+                self.base, self.candidate, self.manifest, signature=self.signature, public_key=self.public_key
+            )
+        except (UnteachError, OSError):
             raise
-        mask.save(path)
-        say(f"it took {text.duration(mask.seconds)}")
-    if not (out / "manifest.json").exists():
-        FreezeManifest.of(mask.manifest).save(out / "manifest.json")
-    shutil.rmtree(out / "work", ignore_errors=True)  # what is finished needs no checkpoint
-    say(_summary(FreezeManifest.load(out / "manifest.json")))
-    wrote([path, out / "manifest.json"])
-    return 0
-
-
-def _make(plan: GuardPlan, model: Model, erased: dict[str, Any], pictures: Pictures, command: str) -> Mask:
-    """The mask: learned, or a baseline."""
-    begin = time.monotonic()
-    work, data = (plan.out or Path()) / "work", pictures.data
-    learned, frozen, relearned = None, set[str](), None
-    told = events()
-    if plan.uses is None or plan.method in LEARNED:
-        learned = learn_mask(model, data, plan.config, seed=plan.seed, out=work, events=told)
-    if plan.method == "magnitude":
-        relearned = _relearned(plan, model, data, work, told)
-    told.close()
-    if plan.uses is not None:
-        case = Case(
-            model, plan.config.rho, plan.config.budget, plan.seed, relearned, data, learned, samples=plan.samples
-        )
-        frozen = baselines[plan.method](case)
-    more: dict[str, Any] = {
-        "name": plan.method,
-        "model_name": plan.base.name,
-        "illegal": [d.name for d in pictures.illegal],
-        "innocent": [d.name for d in pictures.innocent],
-        "policy": plan.policy,
-        "erased": erased,
-        "seconds": round(time.monotonic() - begin, 3),
-        "environment": vars(environment.collect()),
-        "command": command,
-    }
-    if plan.uses is None and learned is not None:
-        return mask_of_learned(model, learned, **more)
-    rho = None if plan.method in NO_SHARE else plan.config.rho
-    more |= {"measure": plan.config.budget, "rho": rho, "seed": plan.seed, "digests": data.digests()}
-    return mask_of(model, frozen, method=plan.settings, **more)
-
-
-def _relearned(plan: GuardPlan, model: Model, data: GuardData, work: Path, told: Events) -> dict[str, Tensor]:
-    """θ_ft by name, after fine-tuning on the user's data; the model is as before afterwards."""
-    own = dict(model.denoiser.named_parameters())
-    before = {name: value.detach().clone() for name, value in own.items()}
-    try:
-        relearn(model, data, plan.config, seed=plan.seed, out=work, events=told)
-        return {name: value.detach().clone() for name, value in own.items()}
-    finally:
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(before[name])
-        model.weights_changed()
-
-
-def _estimate(plan: GuardPlan, model: Model, data: GuardData) -> str:
-    """How long it will take, from one training step of this size, timed."""
-    if not plan.relearns:
-        return "no training is needed"
-    c = plan.config
-    mask = c.steps if plan.uses is None or plan.method in LEARNED else 0
-    checks = len(PERCENT) * CHECK if c.relearned == "best" else 0
-    share = (c.relearn_batch or c.batch_size) / c.batch_size
-    steps = c.relearn_steps + mask
-    half = max(1, plan.config.batch_size // 2)
-    values = list(model.denoiser.parameters())
-    seconds = math.inf
-    for turn in range(3):
-        begin, step = time.monotonic(), Step(turn, 3, plan.seed)
-        batches = [draw(side, step, "estimate", half) for side in (data.illegal_user, data.innocent_user)]
-        for value in values:
-            value.requires_grad_(True)
+        except Exception as error:  # a plain traceback would leave with 1, which means "violates"
+            raise UnteachError("the check itself failed: there is no verdict", found=repr(error)) from error
         try:
-            torch.autograd.grad(torch.cat(losses(model, batches, step, "estimate")).mean(), values, allow_unused=True)
-        finally:
-            for value in values:
-                value.requires_grad_(False)
-        seconds = min(seconds, time.monotonic() - begin)
-    work = c.relearn_steps * share + mask + min(checks, c.relearn_steps * CHECK)
-    return f"at most {steps} training steps: about {text.duration(1.2 * work * seconds)}"
+            print(json.dumps(verdict.to_dict(), indent=2) if self.json else printable(verdict.text()), flush=True)
+        except BrokenPipeError:  # nobody listens any more; the exit code still counts
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        return verdict.exit_code
 
 
-def keygen(options: GuardKeygen) -> int:
-    """Make a key pair."""
-    private, public = options.out / PRIVATE, options.out / PUBLIC
-    secret = pass_phrase(f"the new key {private}", twice=True) if options.pass_phrase else None
-    key = signing.keygen(private, public, password=secret)
-    say(f"made the key {key[:12]}; keep {private.name} secret, and give {public.name} out where people trust you")
-    wrote([private, public])
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Freeze tensors against relearning: learn a mask, publish the model with its manifest, verify what others upload.
+
+    A mask binds only those who keep to it: whoever ignores it trains as before.
+    """
+
+    command: OmitSubcommandPrefixes[
+        Annotated[Learn, subcommand("learn")]
+        | Annotated[Keygen, subcommand("keygen")]
+        | Annotated[Apply, subcommand("apply")]
+        | Annotated[Show, subcommand("show")]
+        | Annotated[Verify, subcommand("verify")]
+    ]
 
 
-def apply(options: GuardApply) -> int:
-    """Make the folder to publish."""
-    folder, out = options.mask, options.out
-    found = Mistakes()
-    config = found.catch(lambda: mask_config(folder))
-    mask = found.catch(lambda: Mask.load(folder / "mask.json"))
-    manifest = None if mask is None else found.catch(lambda: _manifest(mask, folder))
-    key = None if options.key is None else found.catch(lambda: _key(options.key))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found.say(f"{out} exists and is not empty: choose another folder")
-    base = None
-    if config is not None:
-        given = options.model or config.get("model"), options.erased or config.get("erased")
-        base = Base.checked(*given, options.device, options.threads, found)
-    found.stop()
-    assert base is not None and manifest is not None  # else it has stopped
-    model, _ = base.load()
-    check_model(model, manifest, "the mask")
-    left = _publish(model, manifest, key, out)
-    say(_summary(manifest))
-    if left:
-        say(f"not published with it: {', '.join(left)}")
-    say("signed by key " + signing.key_id(key.public_key())[:12] if key is not None else "not signed: add --key")
-    wrote([out, out / manifest.component / "manifest.json"])
-    return 0
+def mask_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a finished ``guard learn``.
 
-
-def _manifest(mask: Mask, folder: Path) -> FreezeManifest:
-    """The mask's manifest, which manifest.json repeats; release 0.1 kept the hashes there alone."""
-    path, old = folder / "manifest.json", not any(tensor.hashes for tensor in mask.tensors)
-    if not old and not path.exists():
-        return FreezeManifest.of(mask.manifest)
-    manifest = FreezeManifest.load(path)
-    same = (manifest.frozen, manifest.model) == (mask.frozen, mask.manifest.model)
-    if not same or not (old or vars(manifest) == vars(mask.manifest)):
-        raise CheckpointError(
-            f"{folder} holds a mask and a manifest that do not belong together",
-            fix="delete manifest.json and run its 'unteach guard learn' again",
+    Raises:
+        ConfigError: there is no finished mask; CheckpointError: the configuration is damaged.
+    """
+    if not (folder / "mask.json").is_file():
+        raise ConfigError(
+            f"'{folder}' holds no finished mask", found="no mask.json", fix="run its 'unteach guard learn' to the end"
         )
-    return manifest
+    found = Mistakes()
+    config = Learn(config=folder / "config.json").file(found)
+    if found.errors:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged: not a configuration of 'unteach guard learn'",
+            found="; ".join(map(str, found.errors[:5])),
+        )
+    return config
 
 
-def _key(path: Path | None) -> Any:
+def _key(path: Path) -> Any:
     """The private key to sign with; an encrypted one asks for its pass phrase."""
-    path = path or Path()
+    from unteach.guard import signing
+
     secret = pass_phrase(f"the key {path}") if signing.is_encrypted(path) else None
     return signing.load_private(path, password=secret)
-
-
-def _publish(model: Model, manifest: FreezeManifest, key: Any, out: Path) -> tuple[str, ...]:
-    """Write the pipeline, the manifest, the stamps and the signature into a folder aside, verify it, rename it.
-
-    Returns:
-        What the original folder holds and ``out`` does not.
-    """
-    with export.appearing(out) as aside:
-        left = export.write(model, aside)
-        part = aside / manifest.component
-        for weights in sorted(part.glob("*.safetensors")):
-            stamp(weights, manifest)
-        manifest.save(part / "manifest.json")
-        if key is not None:
-            signing.sign(manifest, key).save(part / "manifest.json.sig")
-        verdict = checking.verify(aside, aside, manifest)
-        if verdict.outcome != "conform":
-            raise CheckpointError("the folder would not keep to its own manifest", found=verdict.text())
-    return left
-
-
-def show(options: GuardShow) -> int:
-    """Show a policy."""
-    path = options.manifest
-    if path.is_dir():
-        published = sorted(path.glob("*/manifest.json")) if (path / "model_index.json").is_file() else []
-        path = next(iter(published), path / "manifest.json")
-    manifest = FreezeManifest.load(path)
-    say(_summary(manifest))
-    say(f"  of: the {manifest.component} of a model of family {manifest.family}, digest {manifest.model[:12]}")
-    say(f"  manifest {manifest.digest()[:12]}, made {manifest.created}\n")
-    for title, of in (("part", _part), ("kind of layer", lambda t: layer_type(t.name, len(t.shape)))):
-        groups: dict[str, list[FrozenTensor]] = {}
-        for tensor in manifest.tensors:
-            groups.setdefault(of(tensor), []).append(tensor)
-        say(aligned([(title, "tensors frozen", "parameters frozen"), *(_row(k, v) for k, v in groups.items())]) + "\n")
-    scored = sorted((t for t in manifest.tensors if t.score is not None), key=lambda t: (-(t.score or 0.0), t.name))
-    if scored and options.tensors > 0:
-        count = min(options.tensors, len(scored) // 2)
-        chosen = [*scored[:count], *scored[len(scored) - count :]]
-        rows = [(f"{t.score:.4f}", "frozen" if t.frozen else "free", t.name) for t in chosen]
-        say(aligned([("score", "", f"the {count} most and the {count} least scored tensors"), *rows]) + "\n")
-    made = manifest.provenance
-    facts: dict[str, Any] = {
-        key: made.method[key] for key in ("name", "illegal", "innocent", "erased") if key in made.method
-    }
-    settings = {key: value for key, value in made.method.items() if key not in facts}
-    facts |= {"settings": settings, "seeds": made.seeds, "with": made.versions}
-    facts |= {f"data, {name}": digest[:12] for name, digest in made.data.items()}
-    facts |= {f"vouches for the {name}": digest[:12] for name, digest in manifest.components.items()}
-    say("made by")
-    for key, value in facts.items():
-        if value:
-            say(textwrap.fill(f"{key}: {_short(value)}", 110, initial_indent="  ", subsequent_indent="    "))
-    return 0
-
-
-def _summary(manifest: FreezeManifest) -> str:
-    b = manifest.budget
-    asked = "" if b.rho is None else f" (asked for: {b.rho:g} of the {b.measure})"
-    return (
-        f"policy {manifest.policy}: {b.frozen_tensors} of {b.tensors} tensors ({b.share_of_tensors:.1%}) and "
-        f"{b.share_of_parameters:.1%} of the parameters are frozen{asked}"
-    )
-
-
-def _part(tensor: FrozenTensor) -> str:
-    """down_blocks.0, mid_block, up_blocks.1, or the module at the top."""
-    head, *more = tensor.name.split(".")
-    return f"{head}.{more[0]}" if head in ("down_blocks", "up_blocks") else head
-
-
-def _row(name: str, tensors: list[FrozenTensor]) -> tuple[str, str, str]:
-    held, total = sum(t.size for t in tensors if t.frozen), sum(t.size for t in tensors)
-    share = f"{held / max(total, 1):.0%} of {text.size(total, '')}"
-    return name, f"{sum(t.frozen for t in tensors)} of {len(tensors)}", share
-
-
-def _short(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -132,17 +131,13 @@ def _networks() -> Iterator[str]:
 
 
 def _masks(verbose: bool) -> Iterator[str]:
-    from unteach.guard.baselines import baselines
-    from unteach.guard.config import FreezeAsGuard, presets
+    from unteach.guard.methods import guards
 
-    rows = [(FreezeAsGuard.name, "learned on two levels: a user who relearns, a publisher who freezes")]
-    rows += [(name, f"preset of {presets[name][0]}: the released code's constants") for name in presets]
-    texts = [(name, (baselines[name].__doc__ or "").strip().splitlines()[0]) for name in baselines]
-    rows += [(name, re.sub(r":\w+:|`", "", text)) for name, text in texts]
-    for (name, _), line in zip(rows, list(_table(rows)), strict=True):
+    for name, line in zip(guards, _table([(name, guards.describe(name)) for name in guards]), strict=True):
         yield line
-        if verbose and name == FreezeAsGuard.name:
-            yield from _settings(FreezeAsGuard)
+        if verbose:
+            yield from _settings(guards[name])
+    yield from _table([(name, f"preset of {guards.presets[name][0]}") for name in guards.presets])
 
 
 def _attacks(verbose: bool) -> Iterator[str]:

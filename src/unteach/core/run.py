@@ -97,6 +97,8 @@ class Run:
         grows: lists of it that may become longer.
         stages: files and folders that show that something was made.
 
+    A configuration of which nothing was made is nobody's: another one takes its place.
+
     Raises:
         CheckpointError: the folder holds another run, or its configuration is damaged; nothing is changed.
     """
@@ -119,7 +121,13 @@ class Run:
         path = self.folder / CONFIG
         if not path.exists():
             return False
-        same(self.folder, state.read_table(path), self.config, keys=self._keys, grows=self._grows)
+        there = state.read_table(path)
+        try:
+            same(self.folder, there, self.config, keys=self._keys, grows=self._grows)
+        except CheckpointError:
+            if self.begun() or not self.stages:
+                raise
+            return False
         return True
 
     def begun(self) -> bool:

@@ -1,20 +1,20 @@
 """Budgets of a mask: what a tensor costs, which tensors go together, and the exact projection onto a share."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from unteach.core import masks
 from unteach.diffusion.families import layers
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
+from unteach.records.mask import Granularity, Measure
 
-Budget = Literal["tensors", "parameters", "flops"]
-Granularity = Literal["tensor", "module", "block"]
+__all__ = ["costs", "groups", "highest", "layer_type", "projected"]
 
 
-def costs(model: Model, budget: Budget) -> dict[str, int]:
+def costs(model: Model, budget: Measure) -> dict[str, int]:
     """Cost of each of the denoiser's tensors.
 
     "flops" are the multiplications of its weight gradient in one backward pass on one image: parameters × places at
@@ -45,6 +45,19 @@ def costs(model: Model, budget: Budget) -> dict[str, int]:
     return {name: value.numel() * places.get(name.rpartition(".")[0], 1) for name, value in params.items()}
 
 
+def highest(model: Model, scores: Mapping[str, float], rho: float, budget: Measure) -> tuple[str, ...]:
+    """The tensors with the highest scores within the budget, the largest set that fits; in the model's order.
+
+    Args:
+        model: whose denoiser's tensors.
+        scores: of every tensor.
+        rho: share to freeze, in [0, 1].
+        budget: share of what.
+    """
+    chosen = masks.by_score(scores, costs(model, budget), rho, "tensors" if budget == "tensors" else "parameters")
+    return tuple(name for name, _ in model.denoiser.named_parameters() if name in chosen)
+
+
 def groups(names: Sequence[str], granularity: Granularity) -> list[list[str]]:
     """Names that share a logit, in order: each alone, those of a module, or those of a block of the network."""
     if granularity == "tensor":
@@ -57,6 +70,15 @@ def groups(names: Sequence[str], granularity: Granularity) -> list[list[str]]:
             key = table[name].block
         found.setdefault(key, []).append(name)
     return list(found.values())
+
+
+_TYPES = ("cross-attention", "self-attention", "feed-forward", "transformer", "resnet")
+
+
+def layer_type(name: str, ndim: int) -> str:
+    """The kind of layer (freezeasguard.md §1.1) and whether it is a weight or a vector (bias, norm)."""
+    kind = layers([name])[name].kind
+    return f"{kind if kind in _TYPES else 'other'} {'weight' if ndim > 1 else 'vector'}"
 
 
 def projected(x: Tensor, weight: Tensor, rho: float, temperature: float) -> Tensor:

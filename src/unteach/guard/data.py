@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unteach.core import seeds
 from unteach.core.loop import Step
 from unteach.diffusion.conditioning import Conditioning
-from unteach.diffusion.domains import digests
-from unteach.diffusion.examples import Examples, disjoint
+from unteach.diffusion.domains import Domains, digests
+from unteach.diffusion.examples import Examples, disjoint, mixed
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
 
@@ -47,6 +48,12 @@ class GuardData:
             for a in self.innocent_user:
                 for b in self.innocent_publisher:
                     disjoint(a, b)
+
+    @classmethod
+    def of(cls, domains: Domains, model: Model) -> "GuardData":
+        """The mask's share of the pictures of domains, encoded by the model."""
+        sets = domains.learned(model)
+        return cls(sets["illegal user"], sets["illegal publisher"], sets["innocent user"], sets["innocent publisher"])
 
     def digests(self) -> dict[str, str]:
         """What was learned from."""
@@ -153,3 +160,43 @@ def mean_losses(
             totals += torch.stack([part.mean().double().cpu() for part in losses(model, drawn, step, "gain")])
     illegal, innocent = (totals / batches).tolist()
     return illegal, innocent
+
+
+def relabelled(data: GuardData, seed: int, how: str = "shuffle") -> GuardData:
+    """The mask's data with wrong labels: "swap" exchanges illegal and innocent, "shuffle" deals the images' names anew.
+
+    Shuffling keeps how many names are illegal on each level, and keeps the levels disjoint. A mask that is learned
+    from it and protects as well as the true one was not learned from what is illegal.
+
+    Raises:
+        ConfigError: another ``how``.
+    """
+    if how == "swap":
+        return GuardData(
+            data.innocent_user, data.innocent_publisher, data.illegal_user, data.illegal_publisher, data.shared
+        )
+    if how != "shuffle":
+        raise ConfigError("labels are wrong by 'swap' or 'shuffle'", found=how)
+    levels = [(data.illegal_user, data.innocent_user), (data.illegal_publisher, data.innocent_publisher)]
+    pools = [tuple(mixed(f"level {k}", side) for side in level) for k, level in enumerate(levels)]
+    if data.shared:  # a name that is on both levels must get one label
+        every = [(mixed("all", [pools[0][0], pools[1][0]]), mixed("all", [pools[0][1], pools[1][1]]))]
+        chosen = _dealt(every[0][0], every[0][1], seed, 0)
+        labels = [chosen, chosen]
+    else:
+        labels = [_dealt(illegal, innocent, seed, k) for k, (illegal, innocent) in enumerate(pools)]
+    sides = []
+    for (illegal, innocent), chosen in zip(pools, labels, strict=True):
+        whole = mixed("shuffled", [illegal, innocent])
+        parts = [[i for i, name in enumerate(whole.ids) if (name in chosen) == bad] for bad in (True, False)]
+        sides.append(
+            [whole.rows(rows, f"shuffled {word}") for rows, word in zip(parts, ("illegal", "innocent"), strict=True)]
+        )
+    return GuardData([sides[0][0]], [sides[1][0]], [sides[0][1]], [sides[1][1]], data.shared)
+
+
+def _dealt(illegal: Examples, innocent: Examples, seed: int, level: int) -> set[str]:
+    """Which names are called illegal: as many as there are, at random."""
+    names = sorted({*illegal.ids, *innocent.ids})
+    order = seeds.permutation(len(names), seed, "shuffled labels", level).tolist()
+    return {names[i] for i in order[: len(set(illegal.ids))]}

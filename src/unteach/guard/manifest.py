@@ -22,7 +22,7 @@ from unteach.errors import CheckpointError, ModelError, NumericsError
 from unteach.guard.verify.hashes import InMemory, Readable, cast_hashes, model_digest
 from unteach.guard.verify.reader import HEADER_LIMIT, JSON_LIMIT, PIECE, Safetensors, parse_json
 from unteach.records.base import Record
-from unteach.records.mask import Budget, FrozenTensor, Granularity, Measure, Policy, Provenance
+from unteach.records.mask import Budget, FrozenTensor, Granularity, Mask, Measure, Policy, Provenance
 
 __all__ = ["STAMP", "Budget", "FreezeManifest", "FrozenTensor", "Provenance", "stamp", "stamped"]
 
@@ -47,6 +47,25 @@ class FreezeManifest(Policy, Record):
             CheckpointError: it has no hashes, as masks of release 0.1.
         """
         return cls(**vars(policy))
+
+    @classmethod
+    def beside(cls, mask: Mask, folder: Path) -> "FreezeManifest":
+        """The manifest of a folder's mask, which manifest.json repeats; release 0.1 kept the hashes there alone.
+
+        Raises:
+            CheckpointError: there is none, or it is of another mask.
+        """
+        path, old = folder / "manifest.json", not any(tensor.hashes for tensor in mask.tensors)
+        if not old and not path.exists():
+            return cls.of(mask.manifest)
+        manifest = cls.load(path)
+        same = (manifest.frozen, manifest.model) == (mask.frozen, mask.manifest.model)
+        if not same or not (old or vars(manifest) == vars(mask.manifest)):
+            raise CheckpointError(
+                f"{folder} holds a mask and a manifest that do not belong together",
+                fix="delete manifest.json and run its 'unteach guard learn' again",
+            )
+        return manifest
 
     @classmethod
     def from_model(

@@ -1,6 +1,8 @@
 """The mask of a model in memory, with its freeze policy; and whether a model is the one that a policy is for."""
 
-from collections.abc import Collection, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,25 +10,52 @@ from unteach.diffusion.delta import versions
 from unteach.diffusion.export import loaded
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
-from unteach.errors import ModelError
-from unteach.guard.learn import Learned
+from unteach.errors import ConfigError, ModelError, NumericsError
+from unteach.guard.data import GuardData
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.methods.base import Guard, Job, Selection
 from unteach.guard.verify.hashes import InMemory, component_digest
 from unteach.guard.verify.reader import Safetensors
-from unteach.records.mask import Mask, Measure, Policy, Provenance, Step
+from unteach.records import environment
+from unteach.records.mask import Mask, Policy, Provenance, Step
 
-__all__ = ["check_model", "mask_of", "mask_of_learned"]
+__all__ = ["check_model", "mask_by", "mask_of"]
+
+
+def mask_by(guard: Guard, model: Model | Pipeline, data: GuardData, job: Job, **more: Any) -> Mask:
+    """Run a guard and give its mask.
+
+    Args:
+        guard: how to choose.
+        model: what will be published: a model, or a diffusers pipeline.
+        data: what must not be learned and what must.
+        job: seed, folder and events.
+        more: further arguments of :func:`mask_of`.
+
+    Raises:
+        NumericsError: it diverged or gained nothing; what it left in the job's folder is removed, as it helps nobody.
+        ConfigError: a guard that changes the weights themselves.
+    """
+    begin, model = time.monotonic(), Model.of(model, edit=True)
+    try:
+        made = guard.run(model, data, job)
+    except NumericsError:
+        if job.out is not None:
+            shutil.rmtree(job.out, ignore_errors=True)
+        raise
+    job.events.close()
+    if made.mask is None or made.delta is not None:
+        raise ConfigError(f"the guard '{guard.name}' changes weights: what it gives is no mask alone")
+    more |= {"seconds": round(time.monotonic() - begin, 3), "environment": vars(environment.collect())}
+    return mask_of(model, made.mask, guard, seed=job.seed, digests=data.digests(), **more)
 
 
 def mask_of(
     model: Model | Pipeline,
-    frozen: Collection[str],
+    chosen: Selection,
+    guard: Guard,
     *,
-    name: str,
-    method: Mapping[str, Any],
-    scores: Mapping[str, float] | None = None,
-    measure: Measure = "tensors",
-    rho: float | None = None,
+    name: str | None = None,
     seed: int = 0,
     illegal: Sequence[str] = (),
     innocent: Sequence[str] = (),
@@ -34,26 +63,22 @@ def mask_of(
     policy: str | None = None,
     erased: Mapping[str, Any] | None = None,
     model_name: str | None = None,
-    log: Sequence[Mapping[str, float]] = (),
     **history: Any,
 ) -> Mask:
     """The mask of a model, with hashes of what it freezes; it vouches for the pipeline's other parts too.
 
     Args:
         model: what it is for, and what will be published: a model, or a diffusers pipeline.
-        frozen: names of the frozen tensors.
-        name: what to call the method in tables.
-        method: its settings.
-        scores: tensor → score.
-        measure, rho: the budget that was asked for.
+        chosen: what is frozen.
+        guard: what chose it.
+        name: what to call the guard in tables, such as a preset; its own name when None.
         seed: root of all draws.
         illegal, innocent: names of the domains that it was made from.
         digests: name of a data set → digest.
         policy: id of the policy; made from the model and the frozen names when None.
         erased: record of the erasure that was applied, for the provenance.
         model_name: for a reader; the model's folder when None.
-        log: as in :class:`unteach.guard.learn.Learned`.
-        history: steps, seconds, environment, command, as in :class:`Mask`.
+        history: seconds, environment, command, as in :class:`Mask`.
 
     Raises:
         ModelError: a name that the denoiser has not, or its tensors cannot be hashed.
@@ -61,20 +86,20 @@ def mask_of(
     """
     model = Model.of(model)
     shapes = {key: tuple(value.shape) for key, value in model.denoiser.named_parameters()}
-    if unknown := sorted({*frozen, *(scores or {})} - shapes.keys()):
+    if unknown := sorted({*chosen.frozen, *chosen.scores} - shapes.keys()):
         raise ModelError(f"{len(unknown)} names of the mask are not in the denoiser", found=unknown[0])
     component = model.conventions.denoiser
-    made = {"name": name, **method, "illegal": list(illegal), "innocent": list(innocent)}
+    made = {"name": name or guard.name, **guard.to_dict(), "illegal": list(illegal), "innocent": list(innocent)}
     manifest = FreezeManifest.from_model(
         model.denoiser,
-        frozen,
-        scores,
+        chosen.frozen,
+        chosen.scores,
         policy=policy,
         family=model.family,
         component=component,
-        granularity=method.get("granularity", "tensor"),
-        measure=measure,
-        rho=rho,
+        granularity=chosen.granularity,
+        measure=chosen.measure,
+        rho=chosen.rho,
         provenance=Provenance(
             {**made, **({"erased": dict(erased)} if erased else {})}, (seed,), dict(digests or {}), versions()
         ),
@@ -85,28 +110,11 @@ def mask_of(
         manifest=Policy(**vars(manifest)),
         model_name=model_name or (model.path.name if model.path else ""),
         log=tuple(
-            Step(int(row["step"]), float(row["mean"]), float(row["jaccard"]), float(row["largest"])) for row in log
+            Step(int(row["step"]), float(row["mean"]), float(row["jaccard"]), float(row["largest"]))
+            for row in chosen.log
         ),
+        steps=chosen.steps,
         **history,
-    )
-
-
-def mask_of_learned(model: Model, learned: Learned, *, name: str, **more: Any) -> Mask:
-    """A learned mask; arguments as in :func:`mask_of`, what ``learned`` knows is taken from there."""
-    config = learned.config
-    return mask_of(
-        model,
-        learned.frozen,
-        name=name,
-        method=config.to_dict(),
-        scores=learned.scores,
-        measure=config.budget,
-        rho=config.rho,
-        seed=learned.seed,
-        digests=learned.data,
-        log=learned.log,
-        steps=learned.steps,
-        **more,
     )
 
 

@@ -1,7 +1,6 @@
 """The part of a page about continual learning: arms, paired differences, curves, costs, diagnostics.
 
-A reader finds every method in a row and every plug-in in a column; what belongs to one method alone is folded
-under its name.
+Every method is a row and every plug-in a column; what belongs to one method alone is folded under its name.
 """
 
 import json

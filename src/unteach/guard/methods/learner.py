@@ -6,66 +6,34 @@ a user would who trains on both. Gradients are used tensor by tensor, inside the
 """
 
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from unteach.core import masks, seeds, state
+from unteach.core import masks, seeds
 from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
 from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
-from unteach.errors import CheckpointError, NumericsError
+from unteach.errors import NumericsError
 from unteach.guard.budget import costs, groups, projected
-from unteach.guard.config import FreezeAsGuard
 from unteach.guard.data import Batch, GuardData, draw, losses, mean_losses, pooled, upper
-from unteach.guard.relearn import relearn
-from unteach.guard.user import User
+from unteach.guard.methods.base import Selection
+from unteach.guard.methods.learning import Learning
+from unteach.guard.methods.relearn import relearn, unchanged
+from unteach.guard.methods.user import User
 
-__all__ = ["GuardData", "Learned", "MaskLearner", "jaccard", "learn"]
-
-
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """A learned mask.
-
-    Attributes:
-        frozen: names of the tensors to freeze, in the model's order.
-        scores: soft mask of every tensor in [0, 1]; higher is frozen first.
-        sizes: parameters of every tensor.
-        config: what made it.
-        seed: and from which seed.
-        steps: steps that were done.
-        log: one record a publisher step: mean mask, largest |g|, Jaccard with the hard mask a step before.
-        data: digests of the four data sets.
-    """
-
-    frozen: tuple[str, ...]
-    scores: dict[str, float]
-    sizes: dict[str, int]
-    config: FreezeAsGuard
-    seed: int
-    steps: int
-    log: list[dict[str, float]] = field(default_factory=list)
-    data: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def share(self) -> tuple[float, float]:
-        """Frozen share of tensors and of parameters."""
-        total = sum(self.sizes.values())
-        return len(self.frozen) / len(self.sizes), sum(self.sizes[name] for name in self.frozen) / max(total, 1)
+__all__ = ["MaskLearner", "jaccard", "learn"]
 
 
 class MaskLearner:
     """The state of one run; :func:`learn` drives it. ``publisher`` and ``user`` are the two steps."""
 
-    def __init__(self, model: Model, config: FreezeAsGuard, seed: int) -> None:
+    def __init__(self, model: Model, config: Learning, seed: int) -> None:
         self.model, self.config, self.seed = model, config, seed
         self.params = dict(model.denoiser.named_parameters())
         self.names = list(self.params)
@@ -202,12 +170,12 @@ class MaskLearner:
 def learn(
     model: Model | Pipeline,
     data: GuardData,
-    config: FreezeAsGuard,
+    config: Learning,
     *,
     seed: int = 0,
     out: Path | None = None,
     events: Events = SILENT,
-) -> Learned:
+) -> Selection:
     """Learn a mask for ``model.denoiser``; the model's weights are bit for bit as before on return.
 
     Args:
@@ -224,33 +192,19 @@ def learn(
         NumericsError: something is not finite; or relearning gained nothing on held-out pictures.
     """
     model = Model.of(model, edit=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if out is None else out
-        pre_path = folder / "pre.safetensors"
-        own = dict(model.denoiser.named_parameters())
-        if pre_path.exists():
-            _check_same(pre_path, own)
-        else:
-            state.save(pre_path, {name: value.detach() for name, value in own.items()}, {"what": "weights to publish"})
-        try:
-            return _learn(model, data, config, seed, folder, pre_path, events)
-        finally:
-            with torch.no_grad(), safe_open(pre_path, framework="pt") as before:
-                for name, value in own.items():
-                    value.requires_grad_(False)
-                    value.copy_(before.get_tensor(name))
-            model.weights_changed()
+    with unchanged(model, out) as (folder, pre_path):
+        return _learn(model, data, config, seed, folder, pre_path, events)
 
 
 def _learn(
     model: Model,
     data: GuardData,
-    c: FreezeAsGuard,
+    c: Learning,
     seed: int,
     folder: Path,
     pre_path: Path,
     events: Events,
-) -> Learned:
+) -> Selection:
     learner = MaskLearner(model, c, seed)
     both = [*data.illegal_user, *data.innocent_user]
     sides = (list(data.illegal_user), list(data.innocent_user))
@@ -289,15 +243,14 @@ def _learn(
             learner.user([pooled(both, step, "user", c.batch_size)[:2]], step)
         events.step("mask", done, c.steps)
     soft = learner.mask().float()
-    return Learned(
+    return Selection(
         learner.hard(),
         {name: float(soft[learner.of[name]]) for name in learner.names},
-        {name: value.numel() for name, value in learner.params.items()},
-        c,
-        seed,
-        done,
-        log,
-        data.digests(),
+        measure=c.budget,
+        rho=c.rho,
+        granularity=c.granularity,
+        steps=done,
+        log=log,
     )
 
 
@@ -320,7 +273,7 @@ def _by_gain(before: tuple[float, float], after: tuple[float, float], innocent: 
     return first * factor, second * factor
 
 
-def _publisher_batches(data: GuardData, c: FreezeAsGuard, step: Step) -> tuple[Batch, Batch]:
+def _publisher_batches(data: GuardData, c: Learning, step: Step) -> tuple[Batch, Batch]:
     """The publisher's illegal and innocent samples: half and half, or as the pool gives them (§1.5: perhaps none)."""
     if c.balanced:
         half = c.batch_size // 2
@@ -332,16 +285,6 @@ def _publisher_batches(data: GuardData, c: FreezeAsGuard, step: Step) -> tuple[B
     rows = [bad.nonzero().flatten(), (~bad).nonzero().flatten()]
     first, second = ((latents[r], conditioning.index(r)) for r in rows)
     return first, second
-
-
-def _check_same(path: Path, params: Mapping[str, nn.Parameter]) -> None:
-    """Refuse a folder whose θ_pre is not this model: it would be written over the model at the end."""
-    stored, _ = state.load(path)
-    changed = [n for n, v in params.items() if n not in stored or not torch.equal(stored[n].to(v.device), v)]
-    if changed or len(stored) != len(params):
-        raise CheckpointError(
-            f"{path} holds the weights of another model", found=f"{len(changed)} tensors differ", fix="use a new folder"
-        )
 
 
 def _begin(learner: MaskLearner, pre_path: Path, start: Path) -> None:

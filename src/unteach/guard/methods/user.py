@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unteach.core import seeds
-from unteach.guard.config import FreezeAsGuard
+from unteach.guard.methods.learning import Learning
 
 
 class User:
@@ -17,7 +17,7 @@ class User:
     read and written one tensor at a time: the updates are the same to the bit, the memory is that of SGD.
     """
 
-    def __init__(self, config: FreezeAsGuard, seed: int) -> None:
+    def __init__(self, config: Learning, seed: int) -> None:
         self.config, self.seed = config, seed
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self._places: dict[str, int] = {}

@@ -1,24 +1,30 @@
 """Relearning, before a mask is learned: fine-tune on both sides, keep what is best on pictures that it does not see."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from unteach.core import state
 from unteach.core.events import SILENT, Events
 from unteach.core.loop import Step
+from unteach.core.settings import setting
 from unteach.diffusion.conditioning import Conditioning
 from unteach.diffusion.finetune import Finetune, finetune
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, NumericsError
-from unteach.guard.config import FreezeAsGuard
-from unteach.guard.data import GuardData, draw, mean_losses, pooled
+from unteach.guard.data import GuardData, draw, losses, mean_losses, pooled
+from unteach.guard.methods.base import Cost
 
-__all__ = ["ADVISED", "Watch", "relearn"]
+__all__ = ["ADVISED", "Relearning", "Watch", "relearn", "unchanged"]
 
 ADVISED = 40
 """Pictures of a domain below which relearning is likely to learn them by heart (docs/guard.md)."""
@@ -26,9 +32,102 @@ PERCENT = (1, 2, 5, *range(10, 101, 10))
 """Points of the relearning at which held-out losses are measured."""
 PATIENCE = 0.4
 """Share of the steps after which it stops when nothing got better and the last check did not either."""
+CHECK = 3
+"""Training steps that a check of the relearned model takes as long as, about."""
 FILE = "relearned.safetensors"
 
-"""Called with a stage, the steps done and all of them."""
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning:
+    """Settings of a guard that needs a relearned model.
+
+    Args:
+        batch_size: samples of each step, half illegal and half innocent.
+        relearn_steps: of the full fine-tuning, at most.
+        relearn_rate: its learning rate (AdamW).
+        relearn_batch: samples of each of its steps; 0 is ``batch_size``.
+        relearned: the weights that it gives: the "best" on the publisher's pictures, which it does not see (it stops
+            when they got no better for 40 % of its steps and are not getting better), or the "last" (the released
+            code of FreezeAsGuard).
+        timesteps: of a batch: "stratified" over the range, or "uniform", each drawn on its own (the released code).
+    """
+
+    trains: ClassVar[bool] = True
+
+    batch_size: int = setting(32, low=2)
+    relearn_steps: int = setting(100, low=0)
+    relearn_rate: float = setting(3e-4, above=0)
+    relearn_batch: int = setting(0, low=0)
+    relearned: Literal["best", "last"] = "best"
+    timesteps: Literal["stratified", "uniform"] = "stratified"
+    # Where a mask is learned these are settings: further steps, and how sides are drawn and compared.
+    steps = 0
+    balanced = True
+    scale = "gain"
+
+    def cost(self, model: Model, data: GuardData) -> Cost:
+        """Relearning with its checks, and further steps: counted, and timed by steps of this size."""
+        half = max(1, self.batch_size // 2)
+        values = list(model.denoiser.parameters())
+        seconds = math.inf
+        for turn in range(3):
+            begin, step = time.monotonic(), Step(turn, 3, 0)
+            batches = [draw(side, step, "estimate", half) for side in (data.illegal_user, data.innocent_user)]
+            for value in values:
+                value.requires_grad_(True)
+            try:
+                loss = torch.cat(losses(model, batches, step, "estimate")).mean()
+                torch.autograd.grad(loss, values, allow_unused=True)
+            finally:
+                for value in values:
+                    value.requires_grad_(False)
+            seconds = min(seconds, time.monotonic() - begin)
+        checks = len(PERCENT) * CHECK if self.relearned == "best" else 0
+        share = (self.relearn_batch or self.batch_size) / self.batch_size
+        work = self.relearn_steps * share + self.steps + min(checks, self.relearn_steps * CHECK)
+        return Cost(self.relearn_steps + self.steps, 1.2 * work * seconds)
+
+
+@contextlib.contextmanager
+def unchanged(model: Model, out: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Inside, the denoiser may be trained; afterwards it is bit for bit as before, whatever happens.
+
+    Args:
+        model: holds the weights to publish, θ_pre.
+        out: folder to work in; a temporary one when None.
+
+    Yields:
+        The folder, and the file of θ_pre in it.
+
+    Raises:
+        CheckpointError: the folder holds the weights of another model.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else out
+        path = folder / "pre.safetensors"
+        own = dict(model.denoiser.named_parameters())
+        if path.exists():
+            _check_same(path, own)
+        else:
+            state.save(path, {name: value.detach() for name, value in own.items()}, {"what": "weights to publish"})
+        try:
+            yield folder, path
+        finally:
+            with torch.no_grad(), safe_open(path, framework="pt") as before:
+                for name, value in own.items():
+                    value.requires_grad_(False)
+                    value.copy_(before.get_tensor(name))
+            model.weights_changed()
+
+
+def _check_same(path: Path, params: Mapping[str, nn.Parameter]) -> None:
+    """Refuse a folder whose θ_pre is not this model: it would be written over the model at the end."""
+    stored, _ = state.load(path)
+    changed = [n for n, v in params.items() if n not in stored or not torch.equal(stored[n].to(v.device), v)]
+    if changed or len(stored) != len(params):
+        raise CheckpointError(
+            f"{path} holds the weights of another model", found=f"{len(changed)} tensors differ", fix="use a new folder"
+        )
 
 
 class Stalled(Exception):
@@ -96,7 +195,7 @@ class Watch:
 def relearn(
     model: Model,
     data: GuardData,
-    c: FreezeAsGuard,
+    c: Relearning,
     *,
     seed: int,
     out: Path,
@@ -173,7 +272,7 @@ def _read(path: Path, of: str, params: Mapping[str, nn.Parameter]) -> bool:
 
 
 def no_better(
-    watch: Watch, first: tuple[float, float], last: tuple[float, float], data: GuardData, c: FreezeAsGuard
+    watch: Watch, first: tuple[float, float], last: tuple[float, float], data: GuardData, c: Relearning
 ) -> NumericsError:
     """Why no state of a relearning is better on held-out pictures of both sides, and what may help.
 

@@ -1,25 +1,27 @@
-"""Settings of mask learning: the default ``freezeasguard``, and ``official``, the released code's."""
+"""Settings of mask learning, which all guards share that learn a mask or are made from a learned one."""
 
-from collections.abc import Mapping
+from abc import ABC
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from unteach.core.registry import Registry
-from unteach.core.settings import Settings, setting
-from unteach.core.settings import make as make_settings
+from unteach.core.settings import setting
+from unteach.guard.methods.base import Guard
+from unteach.guard.methods.relearn import Relearning
+from unteach.records.mask import Granularity, Measure
+
+__all__ = ["Learning"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreezeAsGuard(Settings):
+class Learning(Relearning, Guard, ABC):
     """How a mask is learned (freezeasguard.md §1; defaults as recommended in §6.4).
 
-    Args:
+    Args as in :class:`Relearning`, and:
         rho: share to freeze.
         budget: share of what: tensors, parameters, or FLOPs of weight gradients.
         granularity: what one logit freezes: a tensor, a module, a block.
         steps: publisher and user steps together.
         interval: one publisher step, then ``interval`` - 1 user steps.
-        batch_size: samples of each publisher and user step, half illegal and half innocent.
         temperature: T of the sigmoid.
         start: logits at the start: all "equal", or "uniform" in [0, 1) (the released code).
         logits: their precision.
@@ -36,14 +38,6 @@ class FreezeAsGuard(Settings):
             one does (then reset_every=20 or so: early steps count; such masks hinder less and cost less).
         reset_every: steps after which a new user starts; 0 never.
         unrolled: add the one-step term of §1.3.
-        relearn_steps: of the full fine-tuning before, at most.
-        relearn_rate: its learning rate (AdamW).
-        relearn_batch: samples of each of its steps; 0 is ``batch_size``.
-        relearned: the weights that it gives: the "best" on the publisher's pictures, which it does not see (it stops
-            when they got no better for 40 % of its steps and are not getting better), or the "last" (the released
-            code).
-        timesteps: of a batch, in relearning and in both players' steps: "stratified" over the range, or "uniform", each
-            drawn on its own (the released code).
         noise: "shared" by the i-th illegal and the i-th innocent sample, so that it cancels in the difference of their
             losses; or "independent" (the released code).
         balanced: half of each batch is innocent; else samples are drawn from the pooled data, in relearning too.
@@ -54,15 +48,11 @@ class FreezeAsGuard(Settings):
         innocent_weight: weight of the innocent side beside the illegal one's 1; below 1 hinders more, and both.
     """
 
-    kind: ClassVar[str] = "guard"
-    name: ClassVar[str] = "freezeasguard"
-
     rho: float = setting(0.3, low=0, high=1)
-    budget: Literal["tensors", "parameters", "flops"] = "tensors"
-    granularity: Literal["tensor", "module", "block"] = "tensor"
+    budget: Measure = "tensors"
+    granularity: Granularity = "tensor"
     steps: int = setting(240, low=1)
     interval: int = setting(2, low=1)
-    batch_size: int = setting(32, low=2)
     temperature: float = setting(0.2, above=0)
     start: Literal["equal", "uniform"] = "equal"
     logits: Literal["fp32", "bf16"] = "fp32"
@@ -78,11 +68,6 @@ class FreezeAsGuard(Settings):
     user_start: Literal["relearned", "published"] = "relearned"
     reset_every: int = setting(50, low=0)
     unrolled: bool = False
-    relearn_steps: int = setting(100, low=0)
-    relearn_rate: float = setting(3e-4, above=0)
-    relearn_batch: int = setting(0, low=0)
-    relearned: Literal["best", "last"] = "best"
-    timesteps: Literal["stratified", "uniform"] = "stratified"
     noise: Literal["shared", "independent"] = "shared"
     balanced: bool = True
     patience: int = setting(0, low=0)
@@ -100,49 +85,3 @@ class FreezeAsGuard(Settings):
         if not self.project and self.sparsity == 0:
             found.append("without project=true the sparsity term must have a weight, or nothing keeps the budget")
         return found
-
-
-presets: Registry[tuple[str, Mapping[str, Any]]] = Registry("preset")
-"""Named settings of mask learning."""
-presets.add("official")(
-    (
-        "freezeasguard",
-        {
-            "interval": 5,
-            "batch_size": 16,
-            "start": "uniform",
-            "logits": "bf16",
-            "normalise": False,
-            "project": False,
-            "sparsity": 5e3,
-            "mask_rate": 10.0,
-            "mask_average": 0.0,
-            "user": "sgd",
-            "user_rates": (1e-5,),
-            "reset_every": 0,
-            "user_start": "relearned",
-            "balanced": False,
-            "difference": "bf16",
-            "scale": "raw",
-            "rho": 0.2,
-            "steps": 2001,
-            "relearn_steps": 2000,
-            "relearn_rate": 1e-5,
-            "relearn_batch": 4,
-            "relearned": "last",
-            "timesteps": "uniform",
-            "noise": "independent",
-        },
-    )
-)
-_known: Registry[type[FreezeAsGuard]] = Registry("guard")
-_known.add("freezeasguard")(FreezeAsGuard)
-
-
-def make(name: object = "freezeasguard", /, **settings: Any) -> FreezeAsGuard:
-    """The default or a preset, with ``settings`` laid over it.
-
-    Raises:
-        ConfigError: no such name, or wrong settings (all are listed).
-    """
-    return make_settings("guard", _known, presets, name, settings)
