@@ -55,7 +55,7 @@ class Learn(Machine, Configured):
     ] = None
     """The bundled model, or a local diffusers folder."""
     erased: Annotated[str | None, arg(metavar="DIR|FILE", help_behavior_hint="(default: none)")] = None
-    """Result of `unteach erase`, which is laid on the model first; brings its model and dtype."""
+    """Result of `unteach erase`, which is applied to the model first; brings its model and dtype."""
     method: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: freezeasguard)")] = None
     """How to choose: a guard or a preset."""
     settings: Settings = ()
