@@ -7,7 +7,7 @@ no prompts to keep (``uce-plain alone``); ``noise``, a random change of the same
 for. The judges' side: the target is gone when at most 10 % of its held-out prompts still show it, the anchor is there
 when at least 75 % show it, the rest is kept when at least 90 % of what was drawn as asked before still is (mean of both
 judges). Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes
-``benchmarks/results/check_verdicts.json``, but not for the concepts that the check's thresholds were chosen on (apple,
+``benchmarks/results/check_verdicts.json``, but not for the concepts that thresholds are chosen on (apple,
 cigarette, mono). About 1 CPU-minute an arm that is not trained.
 """
 
@@ -33,7 +33,7 @@ from unteach.records import environment
 RESULT = Path(__file__).parent / "results" / "check_verdicts.json"
 PROTOCOL = Protocol(name="check", target=32, retained=64)
 CHOSEN_ON = ("apple", "cigarette", "mono")
-"""Concepts that the check's thresholds were chosen on; they are never reported."""
+"""Concepts that thresholds are chosen on; they are never reported."""
 STEPS, GUIDANCE = 10, 3.0
 GONE, ANCHOR, KEPT = 0.9, 0.75, 0.9
 

@@ -365,7 +365,7 @@ def strange_claims() -> list[dict[str, Any]]:
     def of(name: str) -> list[dict[str, Any]]:
         return [row for row in rows if row["arm"]["name"] == name]
 
-    for name in ("uce", "ablate", "doco"):
+    for name in (name for name in ("uce", "ablate", "doco") if of(name)):
         hits, n = pooled(of(name), "UA")
         least = min(row["judge"]["UA"]["value"] for row in of(name))
         told = all(row["verdicts"]["check"] == "erased" for row in of(name)) and least >= 0.9
@@ -374,7 +374,7 @@ def strange_claims() -> list[dict[str, Any]]:
             _claim(
                 f"strange-{name}-erases",
                 f"'{name}' without any setting erases from an unseen pipeline with two prompts ({len(of(name))} "
-                "concepts pooled, held-out templates; holds = the judge finds 90 % gone for every concept, and the "
+                "runs pooled, held-out templates; holds = the judge finds 90 % gone for every concept, and the "
                 "built-in check says erased).",
                 hits,
                 n,

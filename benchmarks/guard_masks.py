@@ -375,11 +375,11 @@ def main() -> None:
     work = str(given.work)
     if given.smoke:
         smoke()
-    workers = 1 if given.smoke else given.workers
+    how: dict[str, Any] = {"engine": "serial"} if given.smoke else {"workers": given.workers}
     for key in given.pairs:
-        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], workers))
+        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], **how))
         left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], workers), start=1):
+        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], **how), start=1):
             if done % 20 == 0:
                 print(f"{key}: {done} of {len(left)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}

@@ -6,8 +6,8 @@ Trains the strange pipeline and its judge first (``strange_model.py``), then era
 setting was chosen on, with as many prompts as docs/erase.md's example. Every run gets the built-in check's finding and
 the judge's shares on templates that nothing else uses. Some runs must fail: too few steps, a tiny rate, an edit that is
 far too strong. Resumable: what was trained and judged into FOLDER is kept, the check is made anew. Writes
-``benchmarks/results/strange_erasures.json``. ``--choosing`` runs other concepts instead, on which the check's
-thresholds were chosen, and writes nothing there.
+``benchmarks/results/strange_erasures.json``. ``--choosing`` runs other concepts instead, to choose settings and
+thresholds on, and writes nothing there.
 """
 
 import argparse

@@ -24,9 +24,9 @@ from unteach.diffusion.domains import Domain, available, rest
 from unteach.diffusion.examples import disjoint
 from unteach.diffusion.model import Model, load
 from unteach.errors import DataError
-from unteach.guard.files import Safetensors
 from unteach.guard.manifest import FreezeManifest, stamped
 from unteach.guard.methods import guards
+from unteach.guard.verify.reader import Safetensors
 from unteach.records.attack import Relearning, check_same
 from unteach.records.mask import Mask
 

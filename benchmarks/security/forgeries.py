@@ -35,10 +35,10 @@ from tests import toys  # noqa: E402
 
 from unteach.core import seeds, state  # noqa: E402
 from unteach.errors import UnteachError  # noqa: E402
-from unteach.guard.files import Safetensors  # noqa: E402
 from unteach.guard.manifest import FreezeManifest, stamp  # noqa: E402
-from unteach.guard.names import compvis  # noqa: E402
 from unteach.guard.verify import verify  # noqa: E402
+from unteach.guard.verify.names import compvis  # noqa: E402
+from unteach.guard.verify.reader import Safetensors  # noqa: E402
 from unteach.records import environment  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "security_forgeries.json"

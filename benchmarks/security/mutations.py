@@ -64,8 +64,8 @@ from unteach.errors import UnteachError, shorten
 from unteach.evaluate.image_cache import ImageStore
 from unteach.guard import signing
 from unteach.guard import verify as checking
-from unteach.guard.files import Safetensors
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.verify.reader import Safetensors
 from unteach.records import environment
 from unteach.records.attack import Curve, Relearning, recovery
 from unteach.records.erasure import Results

@@ -13,7 +13,7 @@ from torch import Tensor
 from unteach.core import state
 from unteach.core.seeds import generator
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.names import compvis
+from unteach.guard.verify.names import compvis
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 LORA = "pytorch_lora_weights.safetensors"

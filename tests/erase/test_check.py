@@ -14,7 +14,7 @@ from unteach.canvas import model_path
 from unteach.diffusion import Model, WeightDelta, load
 from unteach.diffusion.tokens import read
 from unteach.erase import Check, Concept, ConceptSet, erase
-from unteach.erase.check import effect, natural_spread, vocabulary
+from unteach.erase.check import effect, familiar, natural_spread, nearest, vocabulary
 
 SET = ConceptSet.of(CONCEPT)
 
@@ -102,6 +102,19 @@ def test_the_numbers_are_what_they_say() -> None:
         (outputs[i] - outputs[j]).square().mean() for i in range(4) for j in range(4) if i != j and (i - j) % 2 == 0
     ]
     assert natural_spread(outputs, 2) == pytest.approx(float(torch.stack(slow).mean()))
+    # To the next output of another prompt from the same noise: 0 to 2, 2 to 0 and 5 to 2; 100 and 103.
+    assert nearest(torch.tensor([0.0, 100.0, 2.0, 103.0, 5.0]).view(5, 1), 2).tolist() == [4.0, 9.0, 4.0, 9.0, 9.0]
+
+
+def test_the_check_asks_about_words_that_the_model_tells_apart(sd: Model) -> None:
+    words = vocabulary(sd, SET, 1)
+    known, unknown = words[:10], words[10:]
+    assert len(unknown) > len(known)
+    for word in unknown[1:]:
+        say_alike(sd, word, unknown[0])
+    found = familiar(sd, words)
+    assert set(found) <= set(known) and len(found) >= 8
+    assert found == [word for word in words if word in found]
 
 
 def test_no_prompt_of_the_check_was_trained_on_or_kept(model: Model) -> None:

@@ -19,10 +19,10 @@ from tests.guard.checkpoints import HELD, WEIGHTS, World, base, world
 
 from unteach.diffusion.model import load as load_model
 from unteach.errors import CheckpointError, ConfigError, ModelError, NumericsError, UnteachError
-from unteach.guard.files import Safetensors
-from unteach.guard.hashes import InMemory, matches, model_digest
 from unteach.guard.manifest import FreezeManifest, Provenance, stamp, stamped
-from unteach.guard.names import compvis, vae_compvis
+from unteach.guard.verify.hashes import InMemory, matches, model_digest
+from unteach.guard.verify.names import compvis, vae_compvis
+from unteach.guard.verify.reader import Safetensors
 
 
 @pytest.fixture(scope="module")

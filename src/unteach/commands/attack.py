@@ -12,7 +12,14 @@ from tyro.conf import Positional, arg
 
 from unteach.commands.console import events, say, wrote
 from unteach.commands.verb import RESUMES, Machine, Mistakes
+from unteach.core import state
+from unteach.core.text import aligned
+from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
+from unteach.guard.manifest import FreezeManifest
+from unteach.guard.policy import check_model
+from unteach.records.attack import UNPROTECTED, Relearning
+from unteach.records.mask import Mask
 
 if TYPE_CHECKING:
     from unteach.attack import base as attacking
@@ -77,8 +84,6 @@ class Attack(Machine):
         """Attack what is left to attack, and say what came back."""
         from unteach.attack.protocol import Attacked
         from unteach.core.run import Run
-        from unteach.guard.policy import check_model
-        from unteach.records.attack import Relearning
 
         base, shield = self.resolve()
         if self.out is None:
@@ -134,7 +139,6 @@ class Attack(Machine):
 
     def config(self, model: Model, shield: Shield | None) -> dict[str, Any]:
         """What decides the result, as plain data; the model and the mask by their digests."""
-        from unteach.core import state
 
         listed = {key: list(getattr(self, key)) for key in ("illegal", "innocent", "modes", "seeds", "rates")}
         return {
@@ -184,8 +188,6 @@ class Attack(Machine):
         """The configuration of the mask's run, as far as it is known, and the mask."""
         from unteach.attack.protocol import Shield
         from unteach.commands.guard import mask_config
-        from unteach.guard.manifest import FreezeManifest
-        from unteach.records.mask import Mask
 
         folder, file = self.guard, self.manifest
         if folder is not None and file is not None:
@@ -209,9 +211,7 @@ def _published(manifest: Path | None) -> str | None:
 
 def _table(domain: str, role: str, records: Sequence[record.Attack]) -> Iterator[str]:
     """Losses of the domain's own probe at each step, what was recovered, and what became of everything else."""
-    from unteach.core.text import aligned
     from unteach.diffusion.domains import REST
-    from unteach.records.attack import UNPROTECTED
 
     longest = max((record.at for record in records), key=len)
     head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", REST)

@@ -5,12 +5,11 @@ reads a record (the page, the card) says the same words without a model.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from unteach.core.registry import near
+from unteach.core.convert import Checked, Wrong, convert
 from unteach.errors import DataError
 
 __all__ = ["Effect", "Finding", "Outcome"]
@@ -42,7 +41,7 @@ WORST_FIRST: tuple[Outcome, ...] = ("nothing", "undecided", "partly", "gone", "e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class Effect(Checked):
     """What happened to the outputs under one concept's name, summed over prompts and noises.
 
     With t the old output under the target's prompt, a the old one under the anchor's, n the new one under the
@@ -92,7 +91,7 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(Checked):
     """What the check of an erasure found.
 
     Attributes:
@@ -150,33 +149,9 @@ class Finding:
         """From what :meth:`to_dict` gave.
 
         Raises:
-            DataError: unknown or missing keys, wrong types.
+            DataError: unknown or missing keys, wrong types; all at once.
         """
-        values = _fields(cls, record, where)
-        listed = values["concepts"]
-        if not isinstance(listed, list | tuple):
-            raise DataError(f"{where}: 'concepts' must be a list", found=type(listed).__name__)
-        effects = tuple(Effect(**_fields(Effect, one, f"{where}, concept {i}")) for i, one in enumerate(listed, 1))
-        return cls(**{**values, "concepts": effects})
-
-
-_TYPES: Mapping[Any, tuple[type, ...]] = {str: (str,), int: (int,), float: (float, int)}
-
-
-def _fields(kind: type, record: object, where: str) -> dict[str, Any]:
-    """The record's values, checked: exactly the fields of ``kind``, each of its type."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where}: must be a mapping", found=type(record).__name__)
-    fields = get_type_hints(kind)
-    for key in record:
-        if key not in fields:
-            raise DataError(f"{where}: unknown key '{key}'", fix=near(str(key), fields))
-    for name, wanted in fields.items():
-        if name not in record:
-            raise DataError(f"{where}: '{name}' is missing")
-        value = record[name]
-        if wanted is float and isinstance(value, float) and not math.isfinite(value):
-            raise DataError(f"{where}: '{name}' must be a finite number", found=value)
-        if wanted in _TYPES and (not isinstance(value, _TYPES[wanted]) or isinstance(value, bool)):
-            raise DataError(f"{where}: '{name}' must be {wanted.__name__}", found=repr(value)[:80])
-    return dict(record)
+        try:
+            return convert(record, cls)
+        except Wrong as wrong:
+            raise DataError.many(wrong.mistakes, where=where) from wrong

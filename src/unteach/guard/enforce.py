@@ -263,7 +263,7 @@ def _check_weights(model: nn.Module, found: core.Frozen, policy: Policy) -> None
     hashes = {row.name: row.hashes for row in getattr(policy, "tensors", ()) if row.frozen}
     if not hashes:
         return
-    from unteach.guard.hashes import CASTS, InMemory, matches
+    from unteach.guard.verify.hashes import CASTS, InMemory, matches
 
     kinds = {dtype: cast for cast, dtype in CASTS.items()}
     tensors = found.find(model)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from unteach.core import state
 from unteach.core.registry import near
 from unteach.errors import CheckpointError, ModelError, NumericsError
-from unteach.guard.files import HEADER_LIMIT, JSON_LIMIT, PIECE, Safetensors, parse_json
-from unteach.guard.hashes import InMemory, Readable, cast_hashes, model_digest
+from unteach.guard.verify.hashes import InMemory, Readable, cast_hashes, model_digest
+from unteach.guard.verify.reader import HEADER_LIMIT, JSON_LIMIT, PIECE, Safetensors, parse_json
 from unteach.records.base import Record
 from unteach.records.mask import Budget, FrozenTensor, Granularity, Mask, Measure, Policy, Provenance
 

@@ -12,10 +12,10 @@ from unteach.diffusion.families import Pipeline
 from unteach.diffusion.model import Model
 from unteach.errors import ConfigError, ModelError, NumericsError
 from unteach.guard.data import GuardData
-from unteach.guard.files import Safetensors
-from unteach.guard.hashes import InMemory, component_digest
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.methods.base import Guard, Job, Selection
+from unteach.guard.verify.hashes import InMemory, component_digest
+from unteach.guard.verify.reader import Safetensors
 from unteach.records import environment
 from unteach.records.mask import Mask, Policy, Provenance, Step
 

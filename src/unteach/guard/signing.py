@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unteach.errors import CheckpointError, ConfigError, MissingExtraError
-from unteach.guard.files import regular
 from unteach.guard.manifest import FreezeManifest
+from unteach.guard.verify.reader import regular
 from unteach.records.base import Record
 
 if TYPE_CHECKING:

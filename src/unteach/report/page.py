@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unteach.core import state, text
 from unteach.errors import DataError
+from unteach.records.learning import lower_is_better
 from unteach.report import erased, erasure, format, guard, learning, terms
 from unteach.report.section import Kind, Section, Thresholds
 
@@ -102,5 +103,6 @@ def _environment() -> Environment:
         size=text.size,
         upper_first=lambda word: word[:1].upper() + word[1:],
     )
+    environment.tests.update(less_is_better=lower_is_better)
     environment.globals.update(number=format.number, value=format.value, interval=format.interval, term=terms.term)
     return environment

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from unteach.errors import CheckpointError
-from unteach.guard.files import regular
-from unteach.guard.verdict import Finding
+from unteach.guard.verify.reader import regular
+from unteach.guard.verify.verdict import Finding
 
 __all__ = ["CHECKPOINT", "foreign", "leftover"]
 

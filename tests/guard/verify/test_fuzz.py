@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from unteach.errors import CheckpointError, UnteachError
-from unteach.guard import files
-from unteach.guard.files import Safetensors, walk
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.verdict import Verdict
+from unteach.guard.verify import reader as files
 from unteach.guard.verify import verify
+from unteach.guard.verify.reader import Safetensors, walk
+from unteach.guard.verify.verdict import Verdict
 
 TENSORS = {
     "conv.weight": torch.arange(32.0).view(4, 2, 2, 2), "conv.bias": torch.ones(4),
@@ -349,7 +349,7 @@ def test_endless_folders_are_refused(tmp_path: Path, place: Path, monkeypatch: p
     with pytest.raises(CheckpointError, match="too much to check"):
         verify(place / "base.safetensors", folder, place / "manifest.json")
     monkeypatch.setattr(files, "MOST_FILES", 10_000)
-    monkeypatch.setattr("unteach.guard.candidate.MOST_WEIGHT_FILES", 1)
+    monkeypatch.setattr("unteach.guard.verify.collect.MOST_WEIGHT_FILES", 1)
     with pytest.raises(CheckpointError, match="too many weight files"):
         verify(place / "base.safetensors", folder, place / "manifest.json")
 

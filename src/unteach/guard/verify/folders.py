@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from unteach.guard import configurations, peft_config, tokenizers
-from unteach.guard.candidate import Found, alike, inside
-from unteach.guard.files import bounded_bytes
-from unteach.guard.reference import Reference
+from unteach.guard.verify import configurations, peft_config, tokenizers
+from unteach.guard.verify.collect import Found, alike, inside
+from unteach.guard.verify.reader import bounded_bytes
+from unteach.guard.verify.reference import Reference
 
 __all__ = ["FolderCheck"]
 

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unteach.errors import CheckpointError, ConfigError, UnteachError
-from unteach.guard import peft_config, signing
-from unteach.guard.adapters import AdapterCheck
-from unteach.guard.candidate import Found, WeightSet, collect
-from unteach.guard.components import compare_component
-from unteach.guard.files import FLOATS, Entry
-from unteach.guard.folders import FolderCheck
-from unteach.guard.hashes import compare, is_component, matches
-from unteach.guard.kinds import CHECKPOINT
+from unteach.guard import signing
 from unteach.guard.manifest import FreezeManifest, FrozenTensor, stamped
-from unteach.guard.names import companion, compvis, fused, vae_compvis
-from unteach.guard.reference import Reference
-from unteach.guard.verdict import Finding, Verdict
+from unteach.guard.verify import peft_config
+from unteach.guard.verify.adapters import AdapterCheck
+from unteach.guard.verify.collect import Found, WeightSet, collect
+from unteach.guard.verify.components import compare_component
+from unteach.guard.verify.folders import FolderCheck
+from unteach.guard.verify.hashes import compare, is_component, matches
+from unteach.guard.verify.kinds import CHECKPOINT
+from unteach.guard.verify.names import companion, compvis, fused, vae_compvis
+from unteach.guard.verify.reader import FLOATS, Entry
+from unteach.guard.verify.reference import Reference
+from unteach.guard.verify.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

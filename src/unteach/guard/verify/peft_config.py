@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from unteach.errors import CheckpointError
-from unteach.guard.files import parse_json
+from unteach.guard.verify.reader import parse_json
 
 __all__ = ["METADATA", "Problem", "in_metadata", "problems"]
 

@@ -21,13 +21,13 @@ from unteach.core.seeds import generator
 from unteach.diffusion.model import load as load_model
 from unteach.errors import CheckpointError, ConfigError
 from unteach.guard.enforce import adapter_targets, enforce
-from unteach.guard.files import Safetensors
-from unteach.guard.hashes import model_digest
 from unteach.guard.manifest import FreezeManifest, stamp
-from unteach.guard.names import compvis, vae_compvis
 from unteach.guard.signing import keygen, sign
-from unteach.guard.verdict import Verdict
 from unteach.guard.verify import verify
+from unteach.guard.verify.hashes import model_digest
+from unteach.guard.verify.names import compvis, vae_compvis
+from unteach.guard.verify.reader import Safetensors
+from unteach.guard.verify.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -581,7 +581,7 @@ def test_what_a_verdict_says(w: World) -> None:
 
 
 def test_the_commands_of_the_page(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).parents[2] / "docs" / "guard-verify.md"
+    page = Path(__file__).parents[3] / "docs" / "guard-verify.md"
     publish, judge = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(w.folder)
     shutil.copytree(w.base, "model")
@@ -600,7 +600,7 @@ def test_the_commands_of_the_page(w: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 BIG = """
 import json, resource, sys
-from unteach.guard.files import Safetensors
+from unteach.guard.verify.reader import Safetensors
 from unteach.guard.manifest import FreezeManifest
 from unteach.guard.verify import verify
 base, candidate = sys.argv[1:3]

@@ -20,13 +20,13 @@ from unteach.core import state
 from unteach.diffusion.loading import quiet
 from unteach.diffusion.model import load as load_model
 from unteach.errors import CheckpointError
-from unteach.guard import files
 from unteach.guard.enforce import adapter_targets
-from unteach.guard.files import Safetensors
-from unteach.guard.hashes import model_digest
 from unteach.guard.manifest import FreezeManifest, stamp
-from unteach.guard.verdict import Verdict
+from unteach.guard.verify import reader as files
 from unteach.guard.verify import verify
+from unteach.guard.verify.hashes import model_digest
+from unteach.guard.verify.reader import Safetensors
+from unteach.guard.verify.verdict import Verdict
 
 DELTA = state.canonical({"format": "unteach-delta"})
 TEXT = "text_encoder/model.safetensors"

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from unteach.guard.candidate import WeightSet
-from unteach.guard.files import FLOATS, Entry
 from unteach.guard.manifest import FreezeManifest, FrozenTensor
-from unteach.guard.names import Adapters, Target
+from unteach.guard.verify.collect import WeightSet
+from unteach.guard.verify.names import Adapters, Target
+from unteach.guard.verify.reader import FLOATS, Entry
 
 __all__ = ["AdapterCheck"]
 
 
 class AdapterCheck:
-    """Checks sets of adapter weights, and reports through ``add`` as :class:`~unteach.guard.verdict.Finding` reads.
+    """Checks sets of adapter weights, and reports through ``add`` as
+    :class:`~unteach.guard.verify.verdict.Finding` reads.
 
     Args:
         policy: the manifest.

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from unteach.guard.files import FLOATS, Entry
-from unteach.guard.hashes import Difference, compare
-from unteach.guard.verdict import Finding
+from unteach.guard.verify.hashes import Difference, compare
+from unteach.guard.verify.reader import FLOATS, Entry
+from unteach.guard.verify.verdict import Finding
 
 __all__ = ["compare_component"]
 

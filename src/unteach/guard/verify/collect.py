@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unteach.errors import CheckpointError
-from unteach.guard.files import CONFIG_LIMIT, Entry, Safetensors, Work, bounded_json, walk
-from unteach.guard.kinds import foreign, leftover
-from unteach.guard.verdict import Finding
+from unteach.guard.verify.kinds import foreign, leftover
+from unteach.guard.verify.reader import CONFIG_LIMIT, Entry, Safetensors, Work, bounded_json, walk
+from unteach.guard.verify.verdict import Finding
 
 __all__ = ["Found", "WeightSet", "alike", "collect", "inside"]
 
@@ -86,7 +86,7 @@ class Found:
         return [name.rpartition("/")[0] for name in self.paths if name.rpartition("/")[2] == "model_index.json"]
 
     def json(self, name: str) -> dict[str, object]:
-        """A JSON object of the folder; errors as in :func:`~unteach.guard.files.bounded_json`."""
+        """A JSON object of the folder; errors as in :func:`~unteach.guard.verify.reader.bounded_json`."""
         return bounded_json(self.paths[name], f"'{name}'", CONFIG_LIMIT, self.work, infinite=True)
 
 

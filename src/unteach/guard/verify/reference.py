@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unteach.errors import CheckpointError
-from unteach.guard.candidate import Found, WeightSet
-from unteach.guard.files import Entry
-from unteach.guard.hashes import is_component, model_digest
 from unteach.guard.manifest import FreezeManifest, stamped
+from unteach.guard.verify.collect import Found, WeightSet
+from unteach.guard.verify.hashes import is_component, model_digest
+from unteach.guard.verify.reader import Entry
 
 __all__ = ["Reference"]
 

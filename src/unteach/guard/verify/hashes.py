@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unteach.errors import ModelError, NumericsError
-from unteach.guard.files import PIECE
+from unteach.guard.verify.reader import PIECE
 
 __all__ = [
     "CASTS", "Difference", "InMemory", "Readable", "cast_hashes", "compare", "component_digest", "is_component",
@@ -53,7 +53,7 @@ class InMemory:
         return self.tensor.dtype
 
     def pieces(self) -> Iterator[Tensor]:
-        """Its elements, at most :data:`~unteach.guard.files.PIECE` bytes at a time, on the CPU."""
+        """Its elements, at most :data:`~unteach.guard.verify.reader.PIECE` bytes at a time, on the CPU."""
         flat = self.tensor.detach().contiguous().reshape(-1)
         step = PIECE // flat.element_size()
         for begin in range(0, flat.numel(), step):
