@@ -352,8 +352,8 @@ def report(work: Path, key: str, given: list[int]) -> dict[str, Any]:
 
 def smoke() -> None:
     """As little as can be of everything, in this process: its numbers say nothing."""
-    global POINTS, CURVE_POINTS
-    POINTS, CURVE_POINTS = (1,), (1, 2)
+    global POINTS, CURVE_POINTS, CURVES, DRAWS
+    POINTS, CURVE_POINTS, CURVES, DRAWS = (1,), (1, 2), CURVES[1:4:2], 1
     tiny: dict[str, Any] = {"relearn_steps": 2, "batch_size": 2, "relearned": "last"}
     LEARN.update(tiny, steps=2, scale="raw")
     OFFICIAL.update(tiny, steps=2)
