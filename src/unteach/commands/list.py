@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 from tyro.conf import Positional
@@ -33,6 +34,16 @@ Subject = Literal[
 ]
 
 
+METHODS: Mapping[str, tuple[str, str]] = {
+    "methods": ("erase", "methods"),
+    "learners": ("continual.methods", "methods"),
+    "plugins": ("continual.plugins", "plugins"),
+    "masks": ("guard.methods", "guards"),
+    "attacks": ("attack", "attacks"),
+}
+"""Registries: module and name in it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class List(Verb):
     """Say what there is: methods, presets, models, families, and what the bundled model can draw."""
@@ -45,22 +56,18 @@ class List(Verb):
     def run(self, command: str) -> int:
         """Print the list that was asked for."""
         lists: dict[str, Callable[[], Iterator[str]]] = {
-            "methods": lambda: _methods(self.verbose),
+            **{what: lambda what=what: _methods(what, self.verbose) for what in METHODS},  # type: ignore[misc]
             "presets": _presets,
             "models": _models,
-            "learners": lambda: _learners(self.verbose),
-            "plugins": lambda: _plugins(self.verbose),
-            "streams": _streams,
-            "networks": _networks,
-            "masks": lambda: _masks(self.verbose),
-            "attacks": lambda: _attacks(self.verbose),
+            "streams": lambda: _functions("continual.streams"),
+            "networks": lambda: _functions("continual.networks"),
             "domains": _domains,
             "families": _families,
             "styles": lambda: _table([(style, f"drawn by the icon set {STYLE_SETS[style]}") for style in STYLES]),
             "objects": lambda: _table([(o.name, f"{o.category}; also called {o.synonym}") for o in OBJECTS]),
         }
         if self.what == "overview":
-            say("methods\n" + "\n".join(f"  {line}" for line in _methods(self.verbose)))
+            say("methods\n" + "\n".join(f"  {line}" for line in _methods("methods", self.verbose)))
             say("presets\n" + "\n".join(f"  {line}" for line in _presets()))
             say("also: unteach list " + "|".join(key for key in lists if key not in ("methods", "presets")))
             return 0
@@ -75,14 +82,22 @@ def _table(rows: list[tuple[str, str]]) -> Iterator[str]:
         yield f"{name:<{width}}  {text}"
 
 
-def _methods(verbose: bool) -> Iterator[str]:
-    from unteach.erase import methods
-
-    lines = list(_table([(name, _first_line(methods[name])) for name in methods]))
-    for name, line in zip(methods, lines, strict=True):
+def _methods(what: str, verbose: bool) -> Iterator[str]:
+    """A registry of methods, then its presets; those of erasing are a list of their own."""
+    module, name = METHODS[what]
+    known = getattr(import_module(f"unteach.{module}"), name)
+    forms = {key: f" [{known[key].form}]" if hasattr(known[key], "form") else "" for key in known}
+    for key, line in zip(known, _table([(key, known.describe(key) + forms[key]) for key in known]), strict=True):
         yield line
         if verbose:
-            yield from _settings(methods[name])
+            yield from _settings(known[key])
+    if what != "methods":
+        yield from _table([(key, f"preset of {known.presets[key][0]}") for key in known.presets])
+
+
+def _functions(module: str) -> Iterator[str]:
+    known = getattr(import_module(f"unteach.{module}"), module.rpartition(".")[2])
+    return _table([(key, (known[key].__doc__ or "").strip().splitlines()[0]) for key in known])
 
 
 def _bounds(field: "dataclasses.Field[object]") -> str:
@@ -95,59 +110,6 @@ def _presets() -> Iterator[str]:
     from unteach.erase import methods
 
     return _table([(name, methods.describe(name)) for name in methods.presets])
-
-
-def _learners(verbose: bool) -> Iterator[str]:
-    from unteach.continual.methods import methods
-
-    rows = [(name, f"{_first_line(methods[name])} [{methods[name].form}]") for name in methods]
-    for name, line in zip(methods, _table(rows), strict=True):
-        yield line
-        if verbose:
-            yield from _settings(methods[name])
-    yield from _table([(name, f"preset of {methods.presets[name][0]}") for name in methods.presets])
-
-
-def _plugins(verbose: bool) -> Iterator[str]:
-    from unteach.continual.plugins import plugins
-
-    for name, line in zip(plugins, _table([(name, _first_line(plugins[name])) for name in plugins]), strict=True):
-        yield line
-        if verbose:
-            yield from _settings(plugins[name])
-    yield from _table([(name, f"preset of {plugins.presets[name][0]}") for name in plugins.presets])
-
-
-def _streams() -> Iterator[str]:
-    from unteach.continual.streams import streams
-
-    return _table([(name, (streams[name].__doc__ or "").strip().splitlines()[0]) for name in streams])
-
-
-def _networks() -> Iterator[str]:
-    from unteach.continual.networks import networks
-
-    return _table([(name, (networks[name].__doc__ or "").strip().splitlines()[0]) for name in networks])
-
-
-def _masks(verbose: bool) -> Iterator[str]:
-    from unteach.guard.methods import guards
-
-    for name, line in zip(guards, _table([(name, guards.describe(name)) for name in guards]), strict=True):
-        yield line
-        if verbose:
-            yield from _settings(guards[name])
-    yield from _table([(name, f"preset of {guards.presets[name][0]}") for name in guards.presets])
-
-
-def _attacks(verbose: bool) -> Iterator[str]:
-    from unteach.attack import attacks
-
-    for name, line in zip(attacks, _table([(name, attacks.describe(name)) for name in attacks]), strict=True):
-        yield line
-        if verbose:
-            yield from _settings(attacks[name])
-    yield from _table([(name, f"preset of {attacks.describe(name)}") for name in attacks.presets])
 
 
 def _domains() -> Iterator[str]:
