@@ -352,8 +352,8 @@ def report(work: Path, key: str, given: list[int]) -> dict[str, Any]:
 
 def smoke() -> None:
     """As little as can be of everything, in this process: its numbers say nothing."""
-    global POINTS, CURVE_POINTS
-    POINTS, CURVE_POINTS = (1,), (1, 2)
+    global POINTS, CURVE_POINTS, CURVES, DRAWS
+    POINTS, CURVE_POINTS, CURVES, DRAWS = (1,), (1, 2), CURVES[1:4:2], 1
     tiny: dict[str, Any] = {"relearn_steps": 2, "batch_size": 2, "relearned": "last"}
     LEARN.update(tiny, steps=2, scale="raw")
     OFFICIAL.update(tiny, steps=2)
@@ -375,11 +375,11 @@ def main() -> None:
     work = str(given.work)
     if given.smoke:
         smoke()
-    workers = 1 if given.smoke else given.workers
+    how: dict[str, Any] = {"engine": "serial"} if given.smoke else {"workers": given.workers}
     for key in given.pairs:
-        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], workers))
+        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], **how))
         left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], workers), start=1):
+        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], **how), start=1):
             if done % 20 == 0:
                 print(f"{key}: {done} of {len(left)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}
