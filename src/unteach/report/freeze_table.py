@@ -24,6 +24,8 @@ _KINDS = (
     ("resnet convolutions", r"\.resnets\.\d+\.conv"),
     ("resampling convolutions", r"\.(down|up)samplers\."),
     ("first and last convolution", r"^conv_(in|out)$"),
+    ("modulation", r"(^|\.)norm\w*\.linear$"),
+    ("embeddings", r"^\w+_embed(der)?(\.|$)"),
 )
 KINDS = (*(kind for kind, _ in _KINDS), "norms", "biases", "other")
 """Kinds of tensors, in the order of the table; a bias or a norm is counted as such wherever it is."""
