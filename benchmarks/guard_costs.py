@@ -44,7 +44,6 @@ from peft import LoraConfig
 from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
-from unteach.guard.config import make
 
 from unteach.canvas import model_path
 from unteach.core import masks, seeds, state
@@ -52,9 +51,11 @@ from unteach.core.freeze import share
 from unteach.core.loop import Step
 from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model, load
-from unteach.guard import learn as learning
 from unteach.guard.data import GuardData, draw, losses
 from unteach.guard.enforce import enforce
+from unteach.guard.methods import guards
+from unteach.guard.methods import learner as learning
+from unteach.guard.methods import relearn as relearning
 from unteach.records import environment
 from unteach.records.stats import t_mean
 
@@ -266,7 +267,7 @@ def memory(name: str, user: str) -> dict[str, Any]:
         "relearn_steps": before_steps,
         "batch_size": LEARN_BATCH[name],
     }
-    c = make(**settings, **USERS.get(user, {}), scale="raw")
+    c = guards.make("freezeasguard", **settings, **USERS.get(user, {}), scale="raw")
     half = c.batch_size // 2
 
     bare = learning.MaskLearner.__new__(learning.MaskLearner)  # its way through the backward pass alone
@@ -318,14 +319,14 @@ def memory(name: str, user: str) -> dict[str, Any]:
         return call
 
     if user == "relearning":
-        tune = learning.finetune
+        tune = relearning.finetune
 
         def tuned(*args: Any, **more: Any) -> Any:
             held, kept = alive(before), []
             record("relearning", held, peak(lambda: kept.append(tune(*args, **more))))
             return kept[0]
 
-        learning.finetune = tuned
+        relearning.finetune = tuned
     else:
         for phase in ("publisher", "user"):
             step = watched(phase, getattr(learning.MaskLearner, phase))

@@ -4,9 +4,9 @@
 
 Pairs of domains that the model has never seen. "digits": handwritten digits are illegal, the icons of emojione-v1
 innocent (the mask is learned with them), musical instruments innocent and not used for the mask. "icons" (``--pairs``):
-the icon set fxemoji is illegal instead, which is drawn much like the innocent one. Each domain's pictures are split by
-what they show: half to learn masks from, half to attack with; the attack is measured on views that it was not trained
-on.
+the icon set fxemoji is illegal instead, which is drawn much like the innocent one. Pictures are split, masks made and
+attacks run by the library functions of `unteach guard learn` and `unteach attack relearn`: half of a domain's icons to
+learn masks from, half to attack with; the attack is measured on views that it was not trained on.
 
 A fixed attack (full fine-tuning, AdamW) is run under every mask. ``recovery`` is how far the denoising loss on the
 attacked domain's held-out views falls, as a share of how far it falls without a mask (1 = as without, 0 = nothing was
@@ -22,25 +22,26 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from unteach.guard.baselines import Case, baselines
-from unteach.guard.config import make
-from unteach.guard.learn import Learned, jaccard, learn
 
 from unteach.attack import Probes, Relearn
 from unteach.canvas import model_path
-from unteach.core import jobs, seeds, state
+from unteach.commands.guard import CANVAS_SETTINGS
+from unteach.core import jobs, state
 from unteach.core.loop import Step
-from unteach.data.emoji import adaptation
-from unteach.diffusion.examples import Examples, encoded
-from unteach.diffusion.finetune import Finetune, finetune
+from unteach.diffusion.domains import ROLES, Domain, Domains
+from unteach.diffusion.examples import Examples
 from unteach.diffusion.model import Model, load
-from unteach.guard.data import GuardData, losses
+from unteach.guard.budget import highest
+from unteach.guard.data import GuardData, losses, relabelled
+from unteach.guard.methods import Job, Selection, guards
+from unteach.guard.methods.controls import matched, random_tensors
+from unteach.guard.methods.learner import jaccard
 from unteach.records import environment
 from unteach.records.stats import paired_t, t_mean
 
@@ -67,20 +68,17 @@ PAIRS = {
     "icons": Pair("fxemoji", "emojione-v1", "instruments", 3, False),
 }
 RHO = 0.3
-VIEWS = 6
-PROBED = 40
 ATTACK: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 3e-4}
 DRAWS = 2
-POINTS = (20,)
-CURVE_POINTS = (10, 20, 40, 80)
+POINTS: tuple[int, ...] = (20,)
+CURVE_POINTS: tuple[int, ...] = (10, 20, 40, 80)
 CURVES: tuple[tuple[Any, float], ...] = (
     ("full", 1e-4), ("full", 3e-4), ("full", 1e-3), ("lora", 1e-3), ("lora", 3e-3)
 )  # fmt: skip
-LEARN: dict[str, Any] = {"rho": RHO, "relearn_rate": 3e-4, "user_rates": (3e-4,), "relearned": "last"}
-"""Measured before the default kept the best relearned weights."""
-CHEAP: dict[str, Any] = {"relearn_steps": 100, "relearn_rate": 3e-4, "relearn_batch": 16}
+LEARN: dict[str, Any] = {"rho": RHO, **CANVAS_SETTINGS}
+"""As `unteach guard learn` on the bundled model."""
+OFFICIAL: dict[str, Any] = {"rho": RHO, "steps": 500, "relearn_steps": 100, "relearn_rate": 3e-4, "relearn_batch": 16}
 """The preset itself has the released 2,000 steps at 1e-5."""
-OFFICIAL: dict[str, Any] = {"rho": RHO, "steps": 500, **CHEAP, "timesteps": "stratified", "noise": "shared"}
 PUBLISHED: dict[str, Any] = {"user_start": "published", "reset_every": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
     "learned": {},
@@ -88,9 +86,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned, user from published, half weight on innocent": PUBLISHED | {"innocent_weight": 0.5},
     "learned, user from published, raw losses": PUBLISHED | {"scale": "raw"},
 }
-CONTROLS = (
-    "cross-attention-kv", "mid-up", "magnitude", "gradient-saliency", "fisher-saliency", "gradient-share", "inverted"
-)  # fmt: skip
+CONTROLS: dict[str, dict[str, Any]] = {
+    "cross-attention-kv": {}, "mid-up": {}, "magnitude": {}, "gradient-saliency": {}, "fisher-saliency": {},
+    "gradient-share": {},
+}  # fmt: skip
 RANDOM = ("random-tensors", "random-matched")
 FEW, MATCHED = 5, "random-matched to user from published"
 
@@ -103,45 +102,21 @@ def model() -> Model:
 
 @functools.cache
 def parts(name: str, seed: int) -> dict[str, Examples]:
-    """One domain as four disjoint sets: mask learning (user, publisher), attack, probe."""
-    domain = adaptation()[name]
-    count = len(domain.icons)
-    rows = torch.arange(count).repeat(VIEWS)
-    pictures = domain.views(rows, seeds.generator(0, "guard views", name))
-    ids = [f"{name}/{icon}/view {k}" for k in range(VIEWS) for icon in range(count)]
-    whole = encoded(model(), name, pictures, domain.captions() * VIEWS, ids)
-    order = seeds.permutation(count, seed, f"icons of {name}").tolist()
-    mask, attack = order[: count // 2], order[count // 2 :]
-
-    def rows_of(icons: list[int], views: range) -> list[int]:
-        return [k * count + icon for k in views for icon in sorted(icons)]
-
-    return {
-        "user": whole.rows(rows_of(mask, range(0, 3)), f"{name}/user"),
-        "publisher": whole.rows(rows_of(mask, range(3, 6)), f"{name}/publisher"),
-        "attack": whole.rows(rows_of(attack, range(0, 4)), f"{name}/attack"),
-        "probe": whole.rows(rows_of(attack[:PROBED], range(4, 6)), f"{name}/probe"),
-    }
+    """One domain in its roles, as the commands split it: mask learning (user, publisher), attack, probe."""
+    domain = Domain.read(name, model(), seed)
+    return {role: domain.examples(model(), role) for role in ROLES}
 
 
-def data(pair: Pair, seed: int, swapped: bool = False) -> GuardData:
-    bad, good = parts(pair.illegal, seed), parts(pair.innocent, seed)
-    bad, good = (good, bad) if swapped else (bad, good)
-    return GuardData([bad["user"]], [bad["publisher"]], [good["user"]], [good["publisher"]])
+@functools.cache
+def data(pair: Pair, seed: int) -> GuardData:
+    return GuardData.of(Domains.read([pair.illegal], [pair.innocent], model(), seed), model())
 
 
-def relearned(pair: Pair, seed: int) -> dict[str, torch.Tensor]:
-    """θ_ft of the mask's data, for the baseline that looks at it; the model is restored."""
-    m, sets = model(), data(pair, seed)
-    before = {name: value.detach().clone() for name, value in m.denoiser.named_parameters()}
-    for k, part in enumerate([*sets.illegal_user, *sets.innocent_user]):
-        finetune(m, part.batches, Finetune(steps=50, batch_size=16, learning_rate=3e-4), seed=seed + k)
-    found = {name: value.detach().clone() for name, value in m.denoiser.named_parameters()}
-    with torch.no_grad():
-        for name, value in m.denoiser.named_parameters():
-            value.copy_(before[name])
-    m.weights_changed()
-    return found
+def select(name: str, sets: GuardData, seed: int, **settings: Any) -> Selection:
+    """What a guard freezes of the bundled model."""
+    mask = guards.make(name, **settings).run(model(), sets, Job(seed)).mask
+    assert mask is not None
+    return mask
 
 
 def gradient_shares(pair: Pair, seed: int) -> dict[str, dict[str, float]]:
@@ -173,40 +148,37 @@ def learn_masks(job: tuple[str, int, str]) -> None:
     if path.exists():
         return
 
-    def stored(name: str, build: Callable[[], Learned]) -> Learned:
+    def stored(name: str, guard: str, sets: GuardData, **settings: Any) -> Selection:
         file = folder / f"learned-{seed}" / f"{name}.json"
         if file.exists():
             kept = state.read_json(file)
-            return Learned(tuple(kept["frozen"]), kept["scores"], kept["sizes"], make(**LEARN), seed, kept["steps"])
+            return Selection(tuple(kept["frozen"]), kept["scores"], steps=kept["steps"])
         begin = time.process_time()
-        mask = build()
-        record = {"frozen": list(mask.frozen), "scores": mask.scores, "sizes": mask.sizes, "steps": mask.steps}
+        mask = select(guard, sets, seed, **settings)
+        record = {"frozen": list(mask.frozen), "scores": dict(mask.scores), "steps": mask.steps}
         state.write_json(file, record | {"seconds": time.process_time() - begin, "log": mask.log})
         return mask
 
-    made = {}
-    for name, extra in list(VARIANTS.items())[: None if pair.whole else 1]:
-        settings = make("freezeasguard", **{**LEARN, **extra})
-        made[name] = stored(name, lambda s=settings: learn(model(), data(pair, seed), s, seed=seed))
-    official = make("official", **OFFICIAL)
-    made["official"] = stored("official", lambda: learn(model(), data(pair, seed), official, seed=seed))
-    plain = make("freezeasguard", **LEARN)
-    swapped = data(pair, seed, True)
+    sets, params = data(pair, seed), dict(model().denoiser.named_parameters())
+    made = {
+        name: stored(name, "freezeasguard", sets, **{**LEARN, **extra})
+        for name, extra in list(VARIANTS.items())[: None if pair.whole else 1]
+    }
+    made["official"] = stored("official", "official", sets, **OFFICIAL)
     if pair.whole:
-        made["labels swapped"] = stored("labels swapped", lambda: learn(model(), swapped, plain, seed=seed))
-    found = {"none": [], **{name: list(mask.frozen) for name, mask in made.items()}}
-    after, ours = relearned(pair, seed), made["learned"]
-    for name in CONTROLS:
-        case = Case(model(), RHO, seed=seed, relearned=after, data=data(pair, seed), learned=ours)
-        found[name] = sorted(baselines[name](case))
+        made["labels swapped"] = stored("labels swapped", "freezeasguard", relabelled(sets, seed, "swap"), **LEARN)
+    ours = made["learned"]
+    found = {"none": [], **{name: sorted(mask.frozen) for name, mask in made.items()}}
+    found |= {name: sorted(select(name, sets, seed, rho=RHO, **more).frozen) for name, more in CONTROLS.items()}
+    found["inverted"] = sorted(highest(model(), {name: -x for name, x in ours.scores.items()}, RHO, "tensors"))
     for k in range(pair.random):
-        for name in RANDOM:
-            case = Case(model(), RHO, seed=1000 * seed + k, learned=ours)
-            found[f"{name} {k}"] = sorted(baselines[name](case))
+        found[f"random-tensors {k}"] = sorted(random_tensors(list(params), ours.frozen, 1000 * seed + k))
+        found[f"random-matched {k}"] = sorted(matched(params, ours.frozen, 1000 * seed + k))
     for k in range(FEW if pair.whole else 0):
-        case = Case(model(), RHO, seed=1000 * seed + k, learned=made["learned, user from published"])
-        found[f"{MATCHED} {k}"] = sorted(baselines["random-matched"](case))
-    state.write_json(path, {"masks": found, "sizes": ours.sizes, "gradient shares": gradient_shares(pair, seed)})
+        like = made["learned, user from published"].frozen
+        found[f"{MATCHED} {k}"] = sorted(matched(params, like, 1000 * seed + k))
+    sizes = {name: value.numel() for name, value in params.items()}
+    state.write_json(path, {"masks": found, "sizes": sizes, "gradient shares": gradient_shares(pair, seed)})
 
 
 @dataclass(frozen=True)
@@ -231,7 +203,7 @@ class Cell:
 def cells(key: str, given: list[int]) -> Iterator[Cell]:
     """All attacks of a pair; the curves, of the first seed, last."""
     pair = PAIRS[key]
-    names = ["none", *(VARIANTS if pair.whole else ["learned"]), "official", *CONTROLS]
+    names = ["none", *(VARIANTS if pair.whole else ["learned"]), "official", *CONTROLS, "inverted"]
     names += ["labels swapped"] if pair.whole else []
     names += [f"{name} {k}" for k in range(pair.random) for name in RANDOM]
     names += [f"{MATCHED} {k}" for k in range(FEW if pair.whole else 0)]
@@ -378,18 +350,36 @@ def report(work: Path, key: str, given: list[int]) -> dict[str, Any]:
     return found
 
 
+def smoke() -> None:
+    """As little as can be of everything, in this process: its numbers say nothing."""
+    global POINTS, CURVE_POINTS, CURVES, DRAWS
+    POINTS, CURVE_POINTS, CURVES, DRAWS = (1,), (1, 2), CURVES[1:4:2], 1
+    tiny: dict[str, Any] = {"relearn_steps": 2, "batch_size": 2, "relearned": "last"}
+    LEARN.update(tiny, steps=2, scale="raw")
+    OFFICIAL.update(tiny, steps=2)
+    CONTROLS["magnitude"] = tiny
+    CONTROLS.update({name: {"samples": 2} for name in CONTROLS if name.startswith(("gradient", "fisher"))})
+    ATTACK.update(steps=2, batch_size=2)
+    PAIRS.update({key: replace(pair, random=1) for key, pair in PAIRS.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="learned masks beside their controls")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["digits"])
+    parser.add_argument("--smoke", action="store_true", help="two steps of everything, to see whether it runs")
+    parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     work = str(given.work)
+    if given.smoke:
+        smoke()
+    how: dict[str, Any] = {"engine": "serial"} if given.smoke else {"workers": given.workers}
     for key in given.pairs:
-        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], given.workers))
+        list(jobs.each(learn_masks, [((key, seed, work),) for seed in given.seeds], **how))
         left = [(c, work) for c in cells(key, given.seeds) if not c.path(given.work).exists()]
-        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], given.workers), start=1):
+        for done, _ in enumerate(jobs.each(attack, [(job,) for job in left], **how), start=1):
             if done % 20 == 0:
                 print(f"{key}: {done} of {len(left)} attacks", flush=True)
     results = {key: report(given.work, key, given.seeds) for key in given.pairs}
@@ -408,7 +398,7 @@ def main() -> None:
         "variants": VARIANTS,
     }
     record = {"config": settings, "seeds": given.seeds, "pairs": results, "environment": vars(environment.collect())}
-    state.write_json(OUT, record | {"command": "python benchmarks/guard_masks.py --work FOLDER"})
+    state.write_json(given.out, record | {"command": "python benchmarks/guard_masks.py --work FOLDER"})
 
 
 if __name__ == "__main__":

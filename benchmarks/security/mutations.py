@@ -47,8 +47,8 @@ from tests.records.test_erasure import full
 from tests.toys import build
 
 from unteach.attack.sweep import Cell
+from unteach.commands import guard as guarding
 from unteach.commands.erase import Erase
-from unteach.commands.guard import Learn as GuardLearn
 from unteach.commands.learn import Learn
 from unteach.core import state
 from unteach.core.loop import Loop
@@ -180,7 +180,7 @@ def _texts(work: Path) -> Iterator[Reader]:
     )  # fmt: skip
     yield Reader(
         "guard learn --config", place(work, "guard", {"c.yaml": guard}), ["c.yaml"],
-        lambda f: GuardLearn(config=f / "c.yaml", dry_run=True).resolve().to_dict(), yaml, 1.0,
+        lambda f: guarding.Learn(config=f / "c.yaml", dry_run=True).resolve().to_dict(), yaml, 1.0,
     )  # fmt: skip
 
     def settings(folder: Path) -> object:

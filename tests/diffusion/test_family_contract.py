@@ -15,9 +15,6 @@ from tests import toys
 from tests.erase.common import CONCEPT, quick, same
 from tests.guard import sets
 from torch import nn
-from unteach.guard.baselines import layer_type, matched
-from unteach.guard.config import FreezeAsGuard
-from unteach.guard.learn import learn
 
 from unteach.core import seeds
 from unteach.core.loop import Step
@@ -28,10 +25,13 @@ from unteach.diffusion.foreign import unremarked
 from unteach.diffusion.tokens import last_tokens, name_ends, read, segments, vocabulary
 from unteach.erase import erase, methods
 from unteach.errors import ConfigError, ModelError
-from unteach.guard.budget import costs, groups
+from unteach.guard.budget import costs, groups, layer_type
 from unteach.guard.enforce import enforce
 from unteach.guard.manifest import FreezeManifest
-from unteach.guard.policy import mask_of_learned
+from unteach.guard.methods.controls import matched
+from unteach.guard.methods.freezeasguard import FreezeAsGuard
+from unteach.guard.methods.learner import learn
+from unteach.guard.policy import mask_of
 from unteach.guard.verify import verify
 from unteach.records.mask import Mask
 
@@ -333,9 +333,9 @@ def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     learned = learn(model, sets.guard_data(model, 2), config, seed=1)
     assert 0 < len(learned.frozen) < len(learned.scores)
     assert model.digest(fresh=True) == load(folder).digest()
-    mask = mask_of_learned(model, learned, name="mask", illegal=("bomb",), innocent=("dog",), seconds=1.0)
+    mask = mask_of(model, learned, config, seed=1, illegal=("bomb",), innocent=("dog",), seconds=1.0)
     assert Mask.load(mask.save(tmp_path_factory.mktemp("mask") / "mask.json")) == mask
-    manifest = FreezeManifest(**vars(mask.manifest))
+    manifest = FreezeManifest.of(mask.manifest)
     assert manifest.component == model.conventions.denoiser and set(manifest.components) == set(model.parts) - {
         manifest.component
     }

@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tests import toys
 from tests.erase.common import CONCEPT, quick
-from unteach.guard.baselines import Case, baselines
+from tests.guard import sets
 
 from unteach.core import seeds
 from unteach.diffusion import Model, load
@@ -16,6 +16,7 @@ from unteach.diffusion.schedule import Flow
 from unteach.diffusion.tokens import name_ends
 from unteach.erase import erase
 from unteach.errors import ConfigError, ModelError
+from unteach.guard.methods import Job, guards
 
 
 @pytest.fixture(scope="module")
@@ -73,4 +74,4 @@ def test_the_closed_form_is_refused_where_more_than_text_comes_in(model: Model) 
 
 def test_a_mask_of_the_u_nets_upper_half_is_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match="U-Net's middle and up blocks; found: a SD3Transformer2DModel"):
-        baselines["mid-up"](Case(model, 0.3))
+        guards.make("mid-up").run(model, sets.guard_data(model, 2), Job())

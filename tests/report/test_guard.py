@@ -287,8 +287,8 @@ def test_every_tensor_of_a_real_network_is_counted_once(
     for what in ("frozen", "score"):
         drawn = table(mask.tensors, what)  # type: ignore[arg-type]
         assert [name for name, _ in drawn.rows] == parts
-        assert drawn.columns == (*by(mask.tensors, kind), "all kinds")
-        cells = [[cell for cell in row[:-1] if cell] for _, row in drawn.rows]
+        assert drawn.columns == ("all kinds", *by(mask.tensors, kind))
+        cells = [[cell for cell in row[1:] if cell] for _, row in drawn.rows]
         said = [re.findall(r": (\d+) of (\d+) tensors frozen", cell.words)[0] for row in cells for cell in row]
         assert sum(int(of) for _, of in said) == tensors and sum(int(n) for n, _ in said) == whole.frozen
         assert all(0 <= cell.fill <= 1 for row in cells for cell in row)
@@ -302,21 +302,21 @@ def test_cells_show_the_frozen_share(tmp_path: Path) -> None:
         tensor |= {"frozen": held, "score": score}
     mask = mask_of(data, tmp_path)
     drawn = table(mask.tensors)
-    assert drawn.columns == ("first and last convolution", "biases", "other", "all kinds")
+    assert drawn.columns == ("all kinds", "first and last convolution", "biases", "other")
     rows = {name: cells for name, cells in drawn.rows}
-    assert list(rows) == ["conv_in", "conv_out", "other"] and rows["conv_out"][1] is None and rows["other"][0] is None
-    weight, bias, _, both_ = rows["conv_in"]
-    assert weight and bias and both_ and rows["conv_out"][0] and rows["other"][2]
+    assert list(rows) == ["conv_in", "conv_out", "other"] and rows["conv_out"][2] is None and rows["other"][1] is None
+    both_, weight, bias, _ = rows["conv_in"]
+    assert weight and bias and both_ and rows["conv_out"][1] and rows["other"][3]
     assert both_.words == "conv_in, all kinds: 1 of 2 tensors frozen, 30 of 40 parameters, mean score 0.30"
     assert (both_.fill, both_.shown, both_.whole) == (0.75, "75", False)
     assert (weight.fill, weight.whole, bias.fill, bias.shown) == (1.0, True, 0.0, "0")
-    assert rows["conv_out"][0].whole and "score" not in rows["other"][2].words
+    assert rows["conv_out"][1].whole and "score" not in rows["other"][3].words
     assert drawn.span == (0.2, 0.9)
     scored = {
         name: [c and (c.shown, round(c.fill, 3)) for c in cells] for name, cells in table(mask.tensors, "score").rows
     }
-    assert scored["conv_in"] == [("0.20", 0.0), ("0.40", 0.286), None, ("0.30", 0.143)]
-    assert scored["conv_out"][0] == ("0.90", 1.0) and scored["other"][2] == ("–", 0.0)
+    assert scored["conv_in"] == [("0.30", 0.143), ("0.20", 0.0), ("0.40", 0.286), None]
+    assert scored["conv_out"][1] == ("0.90", 1.0) and scored["other"][3] == ("–", 0.0)
     few = mask_of(guarded.mask({"a": (1,), "b": (999,)}, rho=0.5, scored=False), tmp_path)
     (cell,) = [cells[0] for _, cells in freeze_table.table(few.tensors).rows]
     assert cell and cell.shown in ("< 1", "> 99") and freeze_table.table(few.tensors).span is None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
@@ -36,18 +37,11 @@ class GuardData:
         lists = (self.illegal_user, self.illegal_publisher, self.innocent_user, self.innocent_publisher)
         if not all(lists):
             raise ConfigError("mask learning needs illegal and innocent data for the user and for the publisher")
-        illegal = [*self.illegal_user, *self.illegal_publisher]
-        innocent = [*self.innocent_user, *self.innocent_publisher]
-        for a in illegal:
-            for b in innocent:
-                disjoint(a, b)
+        apart = [*product([*lists[0], *lists[1]], [*lists[2], *lists[3]])]
         if not self.shared:
-            for a in self.illegal_user:
-                for b in self.illegal_publisher:
-                    disjoint(a, b)
-            for a in self.innocent_user:
-                for b in self.innocent_publisher:
-                    disjoint(a, b)
+            apart += [*product(lists[0], lists[1]), *product(lists[2], lists[3])]
+        for a, b in apart:
+            disjoint(a, b)
 
     @classmethod
     def of(cls, domains: Domains, model: Model) -> "GuardData":

@@ -1,8 +1,10 @@
 """A short model card (Markdown) that travels with a delta."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from jinja2 import Environment, PackageLoader
 
 from unteach.core.finding import Finding
 from unteach.records.erasure import Results
@@ -34,100 +36,38 @@ def model_card(
         name: file name of the delta.
         limits: when a verdict counts as met.
     """
-    limits = limits or Thresholds()
-    method = str(meta.get("method", ""))
-    targets = [_target(concept) for concept in _records(meta.get("concepts"))]
-    if not targets:
-        targets = [c.target for run in results for c in run.concepts]
-    named = escape(" and ".join(dict.fromkeys(targets)) or "an unnamed concept")
-    found = None if meta.get("check") is None else Finding.from_dict(meta["check"], where="the delta's check")
-    lines = [
-        "---",
-        "library_name: diffusers",
-        "tags:",
-        "- unteach",
-        "- concept-erasure",
-        "---",
-        "",
-        f"# {'Without' if found is not None and found.good else 'To erase'} {named}",
-        "",
-        f"A weight delta made by Unteach: added to its base model, it is meant to take {named} out.",
-        "",
-        *_checked(found),
-    ]
-    if method:
-        meaning = terms.METHODS.get(method, "")
-        lines += [f"* Method: `{_code(method)}`{'. ' + meaning if meaning else ''}"]
-    lines += [
-        f"* {label}: `{_code(meta[key])}`"
-        for key, label in (("family", "Model family"), ("base", "Base digest"), ("seed", "Seed"))
-        if key in meta
-    ]
-    if isinstance(counts := meta.get("prompts"), Mapping):
-        lines += ["* Prompts: " + _code(prompts(counts))]
-    lines += ["", "## Use", "", "```python", "from unteach.diffusion.delta import WeightDelta", ""]
-    lines += [f"delta = WeightDelta.load({_code(name)!r})", "applied = delta.apply(model)", "applied.undo()"]
-    lines += ["```", ""]
-    for run in results:
-        lines += _measured(run, limits)
-    lines += [
-        "## Limits",
-        "",
-        "* “Gone” means that the judges named above do not see it on the prompts asked. Other prompts, other "
-        "judges or further training may bring it back.",
-        "* Check the rest for what you need: the shares above are averages.",
-        "",
-    ]
-    return "\n".join(lines)
+    targets = _targets(meta.get("concepts")) or [c.target for run in results for c in run.concepts]
+    meaning, counts = terms.METHODS.get(str(meta.get("method", "")), ""), meta.get("prompts")
+    environment = Environment(
+        loader=PackageLoader("unteach.report"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters.update(escape=escape, code=_code, repr=repr)
+    return environment.get_template("card.md.j2").render(
+        meta=meta,
+        named=escape(" and ".join(dict.fromkeys(targets)) or "an unnamed concept"),
+        meaning=f". {meaning}" if meaning else "",
+        check=None if meta.get("check") is None else Finding.from_dict(meta["check"], where="the delta's check"),
+        prompts=prompts(counts) if isinstance(counts, Mapping) else "",
+        name=name,
+        measured=[(run, list(_measured(run, limits or Thresholds()))) for run in results],
+    )
 
 
-def _checked(found: Finding | None) -> list[str]:
-    if found is None:
-        return ["Whether it does was not checked when it was made.", ""]
-    head = f"**Checked when it was made: {escape(found.verdict)}.** By the model's own outputs, without a judge:"
-    return [head, "", *(f"* {escape(line)}" for line in found.lines()), ""]
-
-
-def _measured(run: Results, limits: Thresholds) -> list[str]:
-    lines = [f"## Measured ({escape(run.protocol or run.kind)}, {run.status})", ""]
+def _measured(run: Results, limits: Thresholds) -> Iterator[tuple[erasure.Verdict, list[tuple[object, ...]]]]:
+    """Each concept's verdict and the rows of its table."""
     for concept in run.concepts:
-        verdict = erasure.verdict(run, concept.target, limits)
-        lines += [f"**{escape(concept.target)}**: {escape(verdict.sentence)} ({verdict.label}).", ""]
-        lines += [
-            "| measure | prompts | judge | before | after | 95 % | n |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for metric in run.metrics:
-            if metric.concept == concept.target and metric.when == "after" and terms.term(metric.name).first:
-                was = run.find(
-                    metric.name,
-                    concept=metric.concept,
-                    when="before",
-                    judge=metric.judge,
-                    prompts=metric.prompts,
-                )
-                cells = [
-                    metric.name,
-                    metric.prompts,
-                    metric.judge,
-                    number(was[0], was[0].value) if was else "–",
-                    number(metric, metric.value),
-                    between(metric),
-                    metric.n,
-                ]
-                lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
-        lines.append("")
-    if run.command:
-        lines += ["Made by:", "", *(f"    {line}" for line in run.command.splitlines()), ""]
-    return lines
+        rows: list[tuple[object, ...]] = []
+        for m in run.metrics:
+            if m.concept == concept.target and m.when == "after" and terms.term(m.name).first:
+                was = run.find(m.name, concept=m.concept, when="before", judge=m.judge, prompts=m.prompts)
+                before = number(was[0], was[0].value) if was else "–"
+                rows.append((m.name, m.prompts, m.judge, before, number(m, m.value), between(m), m.n))
+        yield erasure.verdict(run, concept.target, limits), rows
 
 
-def _records(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def _target(record: object) -> str:
-    return str(record.get("target", "")) if isinstance(record, Mapping) else str(record)
+def _targets(concepts: object) -> list[str]:
+    records = concepts if isinstance(concepts, list | tuple) else []
+    return [str(c.get("target", "")) if isinstance(c, Mapping) else str(c) for c in records]
 
 
 def _code(value: object) -> str:

@@ -116,7 +116,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeTable:
-    """Parts of the network in rows, kinds of tensors in columns, the sum of a row last; None where there is none.
+    """Parts of the network in rows, kinds of tensors in columns, the sum of a row first; None where there is none.
 
     Attributes:
         span: lowest and highest mean score of a cell; None without scores.
@@ -150,6 +150,6 @@ def table(tensors: Sequence[FrozenTensor], what: Literal["frozen", "score"] = "f
         words = f"{place}, {column}: {found.words}"
         return Cell(fill=fill, shown=shown, words=words, whole=found.frozen == found.tensors)
 
-    columns = (*columns, whole)
+    columns = (whole, *columns)
     rows = tuple((name, tuple(cell(name, c, row.get(c)) for c in columns)) for name, row in cells.items())
     return FreezeTable(columns=columns, rows=rows, span=span)

@@ -15,7 +15,7 @@ from unteach.records.mask import Mask
 from unteach.report import freeze_table, svg
 from unteach.report.format import listed
 from unteach.report.freeze_table import FreezeTable, Tallies, Tally
-from unteach.report.guard_words import ARMS, LIMITS, MODES, ROLES, Finding, finding, modes
+from unteach.report.guard_words import ARMS, MODES, ROLES, Finding, finding, modes
 from unteach.report.section import Kind, Section, Thresholds
 
 CSS: dict[Arm, str] = {"unprotected": "alone", "kept": "c0", "ignored": "c1 dashed"}
@@ -113,7 +113,6 @@ class GuardSection(Section):
     glance: Glance | None
     arms: list[tuple[Arm, str, str]]
     roles: dict[str, str]
-    limits: tuple[str, ...]
 
 
 def section(records: Sequence[Any], limits: Thresholds | None = None) -> GuardSection:
@@ -137,7 +136,6 @@ def section(records: Sequence[Any], limits: Thresholds | None = None) -> GuardSe
         glance=_glance(attacks) if attacks else None,
         arms=[(arm, ARMS[arm], CSS[arm]) for arm in attacks.arms] if attacks else [],
         roles=ROLES,
-        limits=LIMITS,
     )
 
 

@@ -23,7 +23,6 @@ from unteach.records.learning import (
     Paired,
     Values,
     holm,
-    lower_is_better,
 )
 from unteach.report import svg, terms
 from unteach.report.format import signed, value
@@ -75,20 +74,16 @@ class Card:
 
     id: str
     method: str
-    arms: list[Arm]
+    runs: dict[Arm, list[LearningRun]]
     first: list[str]
     all: list[str]
-    lower: set[str]
     undefined: list[str]
     tables: dict[str, Means]
     chart: Markup
     gaps: Markup
     heats: list[tuple[Arm, list[Values]]]
-    tasks: tuple[str, ...]
     keys: list[str]
     diagnostics: list[tuple[Arm, list[tuple[float, float, float] | None]]]
-    settings: list[tuple[Arm, dict[str, Any]]]
-    commands: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +91,13 @@ class GroupView:
     """Runs that can be compared. Alarms are arms with what a reader must know first, and in how many of their runs."""
 
     id: str
+    results: LearningResults
     group: Group
     methods: list[str]
     plugins: list[str]
     css: dict[str, str]
-    arms: int
-    runs: int
     seeds: str
     most: int
-    tasks: tuple[str, ...]
     main: str
     kind: str
     means: Means
@@ -112,7 +105,6 @@ class GroupView:
     against: dict[Arm, Against]
     plugin_lines: list[tuple[str, list[PluginLine]]]
     best: Arm | None
-    costs: dict[str, Means]
     frontier: list[Arm]
     scatter: Markup
     chart: Markup
@@ -202,19 +194,17 @@ def _group(ident: str, results: LearningResults) -> GroupView:
     against = {arm: _against(arm, glances, main) for arm in arms if arm.plugin != ALONE}
     top = svg.ticks(0, max((100 * a for r in results.runs for a in r.curve(kind) if a is not None), default=100))
     seeds = [len(results.by_seed(arm)) for arm in arms]
-    costs = {name: results.table(name) for name in ("passes", "seconds", "peak_memory")}
-    frontier = _frontier(costs["passes"], means)
+    passes = results.table("passes")
+    frontier = _frontier(passes, means)
     return GroupView(
         id=ident,
+        results=results,
         group=group,
         methods=methods,
         plugins=plugins,
         css=css,
-        arms=len(arms),
-        runs=len(results.runs),
         seeds=str(seeds[0]) if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}",
         most=max(seeds),
-        tasks=results.runs[0].task_names,
         main=main,
         kind=terms.KINDS[kind],
         means=means,
@@ -222,9 +212,8 @@ def _group(ident: str, results: LearningResults) -> GroupView:
         against=against,
         plugin_lines=[(p, _plugin_lines(p, glances)) for p in plugins],
         best=max(known, key=known.__getitem__) if (known := {a: m.mean for a, m in means.items() if m}) else None,
-        costs=costs,
         frontier=frontier,
-        scatter=_scatter(main, costs["passes"], means, frontier, css),
+        scatter=_scatter(main, passes, means, frontier, css),
         chart=_alone(results, methods, kind, top),
         alarms=_alarms(results, against),
         cards=[_card(f"{ident}m{i}", results, m, plugins, kind, css, top) for i, m in enumerate(methods)],
@@ -352,20 +341,16 @@ def _card(
     return Card(
         id=ident,
         method=method,
-        arms=arms,
+        runs=runs,
         first=[n for n in terms.FIRST if any(tables.get(n, {}).values())],
         all=[n for n in names if any(tables[n].values())],
-        lower={name for name in names if lower_is_better(name)},
         undefined=[n for n in names if not any(tables[n].values())],
         tables=tables,
         chart=svg.lines(drawn, title=f"{method}: average accuracy", x_label="tasks seen", scale=top),
         gaps=svg.lines(gaps, title=f"{method}: difference from alone", x_label="tasks seen"),
         heats=[(arm, _heat([run.matrices.get(kind, ()) for run in runs[arm]])) for arm in arms],
-        tasks=runs[arms[0]][0].task_names,
         keys=keys,
         diagnostics=[(arm, [_span(runs[arm], key) for key in keys]) for arm in arms if arm.plugin != ALONE],
-        settings=[(arm, _settings(runs[arm][0])) for arm in arms],
-        commands=[run.command for arm in arms for run in runs[arm] if run.command],
     )
 
 
@@ -391,10 +376,6 @@ def _heat(matrices: Sequence[Sequence[Values]]) -> list[Values]:
 def _span(runs: Sequence[LearningRun], key: str) -> tuple[float, float, float] | None:
     known = [v for run in runs for task in run.diagnostics if (v := task.get(key)) is not None]
     return (fmean(known), min(known), max(known)) if known else None
-
-
-def _settings(run: LearningRun) -> dict[str, Any]:
-    return {"training": run.key.training, "method": run.key.method_settings, "plug-in": run.key.plugin_settings}
 
 
 KINDS = (Kind(record=LearningRun, what="runs of continual learning", file=LearningRun.FILE, section=section),)

@@ -6,7 +6,6 @@ parameters and layer types.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from safetensors import safe_open
@@ -30,8 +29,6 @@ __all__ = ["magnitude", "matched", "random_tensors"]
 class Nothing(Guard):
     """Nothing is frozen."""
 
-    name: ClassVar[str] = "none"
-
     def run(self, model: Model, data: GuardData, job: Job) -> Guarded:
         """Freeze nothing."""
         return Guarded(Selection(()))
@@ -41,8 +38,6 @@ class Nothing(Guard):
 @dataclass(frozen=True, kw_only=True)
 class Random(Scored):
     """A random order of the tensors, cut at the budget; needs nothing but the seed."""
-
-    name: ClassVar[str] = "random"
 
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """A tensor's place in the order."""
@@ -54,8 +49,6 @@ class Random(Scored):
 class CrossAttentionKV(Scored):
     """Cross-attention keys and values first, in random order, then random others until the budget is used."""
 
-    name: ClassVar[str] = "cross-attention-kv"
-
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """A tensor's place in the order."""
         return _first(_names(model), set(model.cross_attention_kv()), job.seed)
@@ -65,8 +58,6 @@ class CrossAttentionKV(Scored):
 @dataclass(frozen=True, kw_only=True)
 class MidUp(Scored):
     """Tensors of the middle and up blocks first, in random order, then random others until the budget is used."""
-
-    name: ClassVar[str] = "mid-up"
 
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """A tensor's place in the order.
@@ -87,8 +78,6 @@ class MidUp(Scored):
 class Magnitude(Relearning, Scored):
     """What moves most in relearning: mean |θ_ft - θ_pre| over a tensor's entries."""
 
-    name: ClassVar[str] = "magnitude"
-
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """Relearn, and compare."""
         with unchanged(model, job.out) as (folder, before):
@@ -103,8 +92,6 @@ class Magnitude(Relearning, Scored):
 class Inverted(Learning):
     """The tensors that a learned mask would freeze last, within the budget."""
 
-    name: ClassVar[str] = "inverted"
-
     def run(self, model: Model, data: GuardData, job: Job) -> Guarded:
         """Learn, and freeze the lowest scores."""
         learned = learn(model, data, self, seed=job.seed, out=job.out, events=job.events)
@@ -117,8 +104,6 @@ class Inverted(Learning):
 class RandomTensors(Learning):
     """As many tensors as a learned mask freezes, at random: exact in tensors; rho is only the learned mask's."""
 
-    name: ClassVar[str] = "random-tensors"
-
     def run(self, model: Model, data: GuardData, job: Job) -> Guarded:
         """Learn, and draw as many."""
         learned = learn(model, data, self, seed=job.seed, out=job.out, events=job.events)
@@ -129,8 +114,6 @@ class RandomTensors(Learning):
 @dataclass(frozen=True, kw_only=True)
 class RandomMatched(Learning):
     """At random, with a learned mask's layer-type histogram and parameters; rho is only the learned mask's."""
-
-    name: ClassVar[str] = "random-matched"
 
     def run(self, model: Model, data: GuardData, job: Job) -> Guarded:
         """Learn, and draw what matches."""

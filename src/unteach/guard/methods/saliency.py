@@ -1,7 +1,6 @@
 """Guards that look at the gradients of the illegal and of the innocent loss once, and learn nothing."""
 
 from abc import ABC
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,28 +32,32 @@ class Saliency(Scored, ABC):
         return tuple(saliency(model, part, self.samples, job.seed, squared=squared) for part in parts)
 
 
-@guards.add("gradient-saliency")
 @dataclass(frozen=True, kw_only=True)
-class GradientSaliency(Saliency):
-    """Mean |gradient| of the illegal loss over that of the innocent loss."""
+class Ratio(Saliency, ABC):
+    """The illegal side's over the innocent one's."""
 
-    name: ClassVar[str] = "gradient-saliency"
+    squared: ClassVar[bool]
 
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """The ratio."""
-        return _ratio(*self.sides(model, data, job, squared=False))
+        illegal, innocent = self.sides(model, data, job, squared=self.squared)
+        return {name: value / max(innocent[name], 1e-30) for name, value in illegal.items()}
+
+
+@guards.add("gradient-saliency")
+@dataclass(frozen=True, kw_only=True)
+class GradientSaliency(Ratio):
+    """Mean |gradient| of the illegal loss over that of the innocent loss."""
+
+    squared = False
 
 
 @guards.add("fisher-saliency")
 @dataclass(frozen=True, kw_only=True)
-class FisherSaliency(Saliency):
+class FisherSaliency(Ratio):
     """Mean squared per-sample gradient, illegal over innocent (diagonal Fisher)."""
 
-    name: ClassVar[str] = "fisher-saliency"
-
-    def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
-        """The ratio."""
-        return _ratio(*self.sides(model, data, job, squared=True))
+    squared = True
 
 
 @guards.add("gradient-share")
@@ -65,8 +68,6 @@ class GradientShare(Saliency):
     A step of AdamW moves every entry by about the rate, so a tensor's part in the first fall of the loss is its share
     of Σ|mean gradient|; ordered by the illegal share less the innocent one. One look at the gradient, no learning.
     """
-
-    name: ClassVar[str] = "gradient-share"
 
     def scores(self, model: Model, data: GuardData, job: Job) -> dict[str, float]:
         """The difference of the shares."""
@@ -108,7 +109,3 @@ def saliency(model: Model, examples: Examples, samples: int, seed: int, *, squar
         for value in params.values():
             value.requires_grad_(False)
     return {name: float(value.abs().mean()) / samples for name, value in total.items()}
-
-
-def _ratio(illegal: Mapping[str, float], innocent: Mapping[str, float]) -> dict[str, float]:
-    return {name: value / max(innocent[name], 1e-30) for name, value in illegal.items()}
