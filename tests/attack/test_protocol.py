@@ -13,6 +13,8 @@ from unteach.diffusion.domains import Domains, digests
 from unteach.diffusion.model import Model
 from unteach.errors import CheckpointError, DataError
 from unteach.guard.data import GuardData
+from unteach.guard.methods import guards
+from unteach.guard.methods.base import Selection
 from unteach.guard.policy import mask_of
 from unteach.records.attack import UNPROTECTED, Relearning
 
@@ -33,10 +35,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def shield(tiny: Model, given: dict[str, str]) -> Shield:
     read = Domains.read([given["bad"]], [given["good"]], tiny, 3)
     names = [name for name, _ in tiny.denoiser.named_parameters()]
-    made = mask_of(
-        tiny, names[::2], name="half", method={}, seed=3, illegal=["bad"], innocent=["good"],
-        digests=digests(read.learned(tiny)),
-    )  # fmt: skip
+    given_to = {"illegal": ["bad"], "innocent": ["good"], "digests": digests(read.learned(tiny))}
+    made = mask_of(tiny, Selection(names[::2]), guards.make("random-tensors"), name="half", seed=3, **given_to)
     return Shield.learned(made.manifest, [given["bad"]], [given["good"]])
 
 

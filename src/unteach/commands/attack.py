@@ -161,7 +161,7 @@ class Attack(Machine):
         found.catch(lambda: attacks[self.attack])
         known, shield = self._shield(found)
         model = self.model or known.get("model") or _published(self.manifest)
-        base = Base.checked(model, self.erased or known.get("erased"), self.device or "auto", self.threads, found)
+        base = Base.checked(model, self.erased or known.get("erased"), self.device, self.threads, found)
         if not self.illegal:
             found.say("nothing to relearn was named: add --illegal NAME or FOLDER (see: unteach list domains)")
         check_domains([*self.illegal, *self.innocent], base, found)
