@@ -10,10 +10,19 @@ from diffusers import StableDiffusionPipeline
 from tests import toys
 
 import unteach
+from unteach import cli
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
     script = "import sys, unteach; print([m for m in ('torch', 'diffusers', 'tyro', 'pydantic') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_no_command_loads_anything_heavy_before_it_runs() -> None:
+    modules = ", ".join(f"unteach.commands.{verb}" for verb in cli.VERBS)
+    heavy = "[m for m in ('torch', 'diffusers', 'pydantic', 'jinja2') if m in sys.modules]"
+    script = f"import sys, {modules}; print({heavy})"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
 

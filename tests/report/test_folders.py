@@ -70,7 +70,7 @@ def test_a_page_of_everything_has_a_part_for_each(place: Path, tmp_path: Path) -
     assert {type(record) for record in find(place)} == {kind.record for kind in KINDS}
 
 
-@pytest.mark.parametrize("other", ["bad", "keys", "lora", "empty"])
+@pytest.mark.parametrize("other", ["bad", "keys", "lora", "empty", "bad/0.png"])
 def test_another_folder_is_refused_with_what_can_be_read(
     place: Path, other: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

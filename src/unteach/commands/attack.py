@@ -12,14 +12,7 @@ from tyro.conf import Positional, arg
 
 from unteach.commands.console import events, say, wrote
 from unteach.commands.verb import RESUMES, Machine, Mistakes
-from unteach.core import state
-from unteach.core.text import aligned
-from unteach.diffusion.model import Model
 from unteach.errors import ConfigError
-from unteach.guard.manifest import FreezeManifest
-from unteach.guard.policy import check_model
-from unteach.records.attack import UNPROTECTED, Relearning
-from unteach.records.mask import Mask
 
 if TYPE_CHECKING:
     from unteach.attack import base as attacking
@@ -84,6 +77,8 @@ class Attack(Machine):
         """Attack what is left to attack, and say what came back."""
         from unteach.attack.protocol import Attacked
         from unteach.core.run import Run
+        from unteach.guard.policy import check_model
+        from unteach.records.attack import Relearning
 
         base, shield = self.resolve()
         if self.out is None:
@@ -139,6 +134,7 @@ class Attack(Machine):
 
     def config(self, model: Model, shield: Shield | None) -> dict[str, Any]:
         """What decides the result, as plain data; the model and the mask by their digests."""
+        from unteach.core import state
 
         listed = {key: list(getattr(self, key)) for key in ("illegal", "innocent", "modes", "seeds", "rates")}
         return {
@@ -165,7 +161,7 @@ class Attack(Machine):
         found.catch(lambda: attacks[self.attack])
         known, shield = self._shield(found)
         model = self.model or known.get("model") or _published(self.manifest)
-        base = Base.checked(model, self.erased or known.get("erased"), self.device, self.threads, found)
+        base = Base.checked(model, self.erased or known.get("erased"), self.device or "auto", self.threads, found)
         if not self.illegal:
             found.say("nothing to relearn was named: add --illegal NAME or FOLDER (see: unteach list domains)")
         check_domains([*self.illegal, *self.innocent], base, found)
@@ -188,6 +184,8 @@ class Attack(Machine):
         """The configuration of the mask's run, as far as it is known, and the mask."""
         from unteach.attack.protocol import Shield
         from unteach.commands.guard import mask_config
+        from unteach.guard.manifest import FreezeManifest
+        from unteach.records.mask import Mask
 
         folder, file = self.guard, self.manifest
         if folder is not None and file is not None:
@@ -211,7 +209,9 @@ def _published(manifest: Path | None) -> str | None:
 
 def _table(domain: str, role: str, records: Sequence[record.Attack]) -> Iterator[str]:
     """Losses of the domain's own probe at each step, what was recovered, and what became of everything else."""
+    from unteach.core.text import aligned
     from unteach.diffusion.domains import REST
+    from unteach.records.attack import UNPROTECTED
 
     longest = max((record.at for record in records), key=len)
     head = ("model", *(f"loss at {at}" if at == 0 else str(at) for at in longest), "recovered", REST)

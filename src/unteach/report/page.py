@@ -58,15 +58,17 @@ def find(path: Path | str) -> list[Any]:
         DataError: there is nothing that a page can show; or a file cannot be used.
         CheckpointError: the file of a delta, a mask or an attack cannot be used.
     """
-    path = Path(path)
-    if not path.is_dir():
-        named = [kind for kind in KINDS if kind.file == path.name]
-        alike = [kind for kind in KINDS if Path(kind.file).suffix == path.suffix]
-        return [(named or alike or KINDS)[0].record.load(path)]
-    if records := list(_inside(path)):
-        return records
-    there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
-    raise DataError(f"{path} holds nothing that a page can show", found=there or "no file", fix=f"name {readable()}")
+    path, nothing = Path(path), f"{path} holds nothing that a page can show"
+    if path.is_dir():
+        if records := list(_inside(path)):
+            return records
+        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
+        raise DataError(nothing, found=there or "no file", fix=f"name {readable()}")
+    named = [kind for kind in KINDS if kind.file == path.name]
+    kinds = named or [kind for kind in KINDS if Path(kind.file).suffix == path.suffix]
+    if not kinds and path.exists():
+        raise DataError(nothing, fix=f"name {readable()}")
+    return [(kinds or KINDS)[0].record.load(path)]
 
 
 def readable() -> str:
