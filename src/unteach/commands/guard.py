@@ -1,6 +1,6 @@
 """``unteach guard``: learn a mask, make keys, publish the model with its manifest, show a policy, verify an upload.
 
-Importing this loads neither torch nor diffusers, and ``guard verify`` never loads diffusers: a CI need not wait for it.
+Importing this loads neither torch nor diffusers, and ``guard verify`` imports nothing but the verification: a CI waits.
 """
 
 from __future__ import annotations
