@@ -1,6 +1,6 @@
 """``unteach guard``: learn a mask, make keys, publish the model with its manifest, show a policy, verify an upload.
 
-Importing this loads neither torch nor diffusers, and ``guard verify`` imports nothing but the verification: a CI waits.
+Importing this loads neither torch nor diffusers, and ``guard verify`` imports the verification alone, for a CI.
 """
 
 from __future__ import annotations
