@@ -57,7 +57,7 @@ def test_another_configuration_is_refused_with_every_difference_and_nothing_chan
 
 def test_lists_that_may_grow_do_and_do_not_shrink(tmp_path: Path) -> None:
     with run(tmp_path).working():
-        pass
+        (tmp_path / "work").touch()
     with run(tmp_path, seeds=[1, 0]).working():
         pass
     assert json.loads((tmp_path / CONFIG).read_text())["seeds"] == [1, 0]
@@ -98,3 +98,13 @@ def test_stages_without_a_configuration_get_it_only_when_the_work_is_done(tmp_pa
 def test_a_damaged_cost_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / COST).write_text(text)
     assert seconds_spent(tmp_path) is None
+
+
+def test_a_configuration_of_which_nothing_was_made_keeps_nobody_out(tmp_path: Path) -> None:
+    with run(tmp_path).working():
+        pass
+    other = run(tmp_path, method="uce")
+    assert not other.known
+    with other.working():
+        (tmp_path / "work").touch()
+    assert json.loads((tmp_path / CONFIG).read_text())["method"] == "uce"
