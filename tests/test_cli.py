@@ -226,10 +226,7 @@ def test_a_run_that_is_refused_before_it_begins_takes_its_configuration_back(
     line = [*base, "--out", str(tmp_path / "run")]
     foreign = ["--set", "train=[conv_in.*]"]  # only the method itself knows that it cannot edit these
     assert main([*line, *foreign]) == 2
-    assert (
-        "UCE can only edit keys and values" in capsys.readouterr().err
-        and not (tmp_path / "run").exists()
-    )
+    assert "UCE can only edit keys and values" in capsys.readouterr().err and not (tmp_path / "run").exists()
     # A folder that was there, with the user's file, stays as it was; the corrected command is no other run.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

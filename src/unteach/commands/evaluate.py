@@ -237,7 +237,7 @@ class Subject:
         concepts: what it was to erase.
         out: folder of the results.
         device: a torch device.
-        dtype: of the model.
+        dtype: the model's number format.
         erased: folder of the run that made the delta, if it is known.
     """
 

@@ -99,7 +99,7 @@ class Finding(Checked):
         rest: mean squared move of the outputs under unrelated prompts, each in units of its squared distance to the
             nearest output of another unrelated prompt from the same noise, and at most 1.
         prompts: how many unrelated prompts stand behind it.
-        seed: of the prompts and noises.
+        seed: root of the prompts and noises.
     """
 
     concepts: tuple[Effect, ...]

@@ -65,7 +65,7 @@ def fisher(
         kind: see above.
         params: result key to parameter; default all that require a gradient, by name, in the model's order.
         classes: bool (C,), softmax over these classes only (those seen so far); default all.
-        implementation: of the per-sample kinds, see :mod:`unteach.core.persample`; ``auto`` takes hooks, else
+        implementation: how per-sample kinds are computed, see :mod:`unteach.core.persample`; ``auto`` takes hooks, else
             vmap, else the loop. All give the same to rounding.
         generator: draws the labels of ``sampled``, which needs one; equal seeds give equal labels.
         chunk: samples at a time in the per-sample kinds; bounds memory, changes nothing else.

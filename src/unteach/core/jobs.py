@@ -36,7 +36,7 @@ def each(
     any more. They also end when this process is killed.
 
     Args:
-        function: of a module's top level.
+        function: a function of a module's top level.
         calls: the arguments of each call.
         workers: calls at a time.
         engine: "serial" calls here, in order; "processes" in new processes of this machine; "ray" as tasks of the Ray

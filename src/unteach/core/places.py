@@ -73,7 +73,7 @@ def sweep(folder: Path, pattern: str = ".*.part", *, deep: bool = True) -> None:
 
     Args:
         folder: where to look.
-        pattern: of the files' names.
+        pattern: pattern of the files' names.
         deep: also in the folders below.
     """
     if fcntl is None:

@@ -70,7 +70,7 @@ def table(path: Path | str, what: str, separators: str = ",", wanted: str = "") 
     Args:
         path: the file.
         what: for the message.
-        separators: of cells; the first that gives the header a column ``wanted`` is taken, else the first.
+        separators: what may part cells; the first that gives the header a column ``wanted`` is taken, else the first.
         wanted: a column, in lower case.
 
     Raises:

@@ -212,7 +212,7 @@ class WeightDelta:
         """Write the delta as a LoRA file that ``pipe.load_lora_weights(folder)`` reads.
 
         Args:
-            rank: of every factor pair; the best approximation of that rank is taken.
+            rank: rank of every factor pair; the best approximation of that rank is taken.
             folder: gets ``pytorch_lora_weights.safetensors``.
 
         Returns:

@@ -104,7 +104,7 @@ class Domain:
     Attributes:
         name: in records.
         ids: hash of each picture.
-        captions: of each picture.
+        captions: each picture's caption.
         roles: role → rows of its pictures.
         views: role → views that are drawn of each picture.
         draw: (rows, view) → images (N, 3, H, W) in [0, 1].

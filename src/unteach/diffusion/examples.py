@@ -59,7 +59,7 @@ class Examples:
         """Disjoint parts by name: every image of one name falls into one part.
 
         Args:
-            shares: of the names, one a part, at most 1 in all; a part gets at least one name.
+            shares: share of the names for each part, at most 1 in all; a part gets at least one name.
             seed: which names.
 
         Raises:

@@ -216,7 +216,7 @@ def update(
         batches: the data.
         config: batch size and clipping.
         values: what moves.
-        optimizer: of ``values``.
+        optimizer: the optimizer of ``values``.
         params: tensors that stand in for the denoiser's, made from ``values`` (``Model.predict``).
     """
     items = s.items(config.batch_size)

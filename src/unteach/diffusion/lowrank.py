@@ -30,7 +30,7 @@ class LowRank:
     Args:
         weights: name to weight; these are read, never written.
         rank: r, at most what a weight can have.
-        seed: of the start of A.
+        seed: seed of the draw that A starts from.
 
     Attributes:
         factors: "name/A" (r, in) and "name/B" (out, r), float32 parameters.

@@ -35,7 +35,7 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | 
 
     Args:
         path: the folder that ``save_pretrained`` wrote.
-        dtype: of every part: denoiser, VAE and text encoders, whatever they were saved in.
+        dtype: number format of every part: denoiser, VAE and text encoders, whatever they were saved in.
         device: where the parts go.
 
     Raises:

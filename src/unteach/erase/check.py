@@ -99,7 +99,7 @@ class Check:
         Args:
             model: the model before anything is erased.
             concepts: what will be.
-            seed: of prompts and noises. To stop a training early use another seed than the final check's, or it
+            seed: root of prompts and noises. To stop a training early use another seed than the final check's, or it
                 is stopped by the very pictures that it is judged by.
             avoid: prompts that a method trains on or keeps, beside the concepts' own pairs and ``retain``.
         """

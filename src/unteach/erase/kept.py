@@ -79,7 +79,7 @@ def prompts(model: Model, concepts: ConceptSet, count: int, seed: int = 0, *, av
         model: its first tokenizer gives the words.
         concepts: what is to be erased; none of their names occurs.
         count: how many; fewer where the tokenizer has too few words.
-        seed: of the draws.
+        seed: root of the draws.
         avoid: prompts that must not be among them.
 
     Returns:

@@ -53,7 +53,7 @@ def compare(
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
         batch_size: pictures at a time.
-        scale: of the delta.
+        scale: factor on the delta.
         out: folder of results.json and pictures.
         command: for the record.
         method_seconds: for the record.

@@ -78,7 +78,7 @@ class Protocol:
     """How many prompts of each set are asked, a seed.
 
     Attributes:
-        name: of the protocol.
+        name: the protocol's name.
         target: least number of prompts for a target and set; every object x style pair of the target is asked
             in any case, and then again in other templates until there are so many (or no template is left).
         retained: number of prompts that ask for nothing erased, for a set, balanced over objects and styles;

@@ -75,7 +75,7 @@ def evaluate_canvas(
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance.
         batch_size: pictures drawn at a time.
-        scale: of the delta.
+        scale: factor on the delta.
         out: folder for ``results.json``, pictures and what resuming needs; the same call goes on, a finished
             one is read back. None = nothing is written, and the results have no picture grids.
         before: folder that shares pictures of the unchanged model between evaluations; default

@@ -50,7 +50,7 @@ def highest(model: Model, scores: Mapping[str, float], rho: float, budget: Measu
 
     Args:
         model: whose denoiser's tensors.
-        scores: of every tensor.
+        scores: score of every tensor.
         rho: share to freeze, in [0, 1].
         budget: share of what.
     """

@@ -103,7 +103,7 @@ def losses(
     Args:
         model: what predicts.
         batches: latents and conditioning; some may be empty.
-        step: of the draws.
+        step: the step that draws.
         purpose: a name of the draws.
         spread: timesteps are stratified within each batch; else each is drawn on its own.
         shared: batches share their noise.
@@ -129,7 +129,7 @@ def upper(illegal: Tensor, innocent: Tensor, weights: tuple[float, float] = (1.0
 
     Args:
         illegal, innocent: loss of each sample.
-        weights: of the illegal and of the innocent mean.
+        weights: factors on the illegal and on the innocent mean.
     """
     bad, good = illegal.sum() / (len(illegal) + 1e-5), innocent.sum() / (len(innocent) + 1e-5)
     return 0.5 * (weights[1] * good - weights[0] * bad)

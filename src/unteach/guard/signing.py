@@ -88,7 +88,7 @@ def sign(
     Args:
         manifest: what to sign.
         key: a private key or its PEM file.
-        password: of the file.
+        password: the file's password.
 
     Raises:
         CheckpointError: the key cannot be read; ConfigError: the password is wrong or missing; MissingExtraError.

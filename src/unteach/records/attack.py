@@ -51,13 +51,13 @@ class Curve(Checked):
         frozen: digest of the mask's names; of no names without a mask.
         frozen_tensors: how many tensors the mask freezes, whether kept or not.
         trained_tensors, trained_parameters: what moved (the adapted weights and their factors in "lora").
-        steps, learning_rate, batch_size, rank, seed: of the attack; rank 0 in "full".
+        steps, learning_rate, batch_size, rank, seed: settings of the attack; rank 0 in "full".
         data: name and digest of the attack's data.
         probes: name to digest of each probe set.
         at: steps at which was measured; 0 is before the attack.
         losses: probe to its mean denoising loss at each of ``at``.
         diverged: the training or a loss was not finite; ``at`` ends before.
-        seconds: of the whole call; not part of what must be equal.
+        seconds: wall time of the whole call; not part of what must be equal.
 
     Raises:
         CheckpointError: it contradicts itself.

@@ -36,7 +36,7 @@ class Metric(Checked):
         prompts: name of the prompt set: "unlearning set", "held-out templates", "other names", ...
         concept: target of the concept; "" when the metric is of the whole run.
         better: which direction is better for the one who erases.
-        when: of the model "before", "after", or the paired "change" (after - before).
+        when: which model: "before", "after", or the paired "change" (after - before).
         unit: "share" is shown in per cent.
         p: p-value of a paired test, for a change.
     """

@@ -33,7 +33,7 @@ class FrozenTensor:
         shape: its sizes.
         frozen: whether fine-tuning may not change it.
         score: what the choice was made by, such as the soft mask; None when there was none.
-        hashes: of a frozen tensor, SHA-256 (hex) of its bytes cast to each of :data:`CASTS`; else empty.
+        hashes: where it is frozen, SHA-256 (hex) of its bytes cast to each of :data:`CASTS`; else empty.
     """
 
     name: str
@@ -214,7 +214,7 @@ class Mask(Record):
         model_name: name of the model, for a reader.
         log: one record a publisher step; empty without learning.
         steps: learning steps that were done.
-        seconds: of making it.
+        seconds: wall time of making it.
         environment, command: where and how.
 
     Raises:

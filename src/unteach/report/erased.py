@@ -21,7 +21,7 @@ class Erased:
     """A delta's record (``delta.safetensors``), without its weights.
 
     Attributes:
-        name: of its folder.
+        name: its folder's name.
         meta: what the method wrote of itself.
         tensors, parameters: how many it moves.
         seconds: that went into it; None where it is not known.

@@ -39,7 +39,7 @@ def drift(before: Tensor, after: Tensor, *, seed: int = 0) -> Drift:
     Args:
         before: (N, 3, H, W) in [0, 1].
         after: (N, 3, H, W) in [0, 1]; picture i has the prompt and the seed of ``before[i]``.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         DataError: when the shapes differ or there is no picture.

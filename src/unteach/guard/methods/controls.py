@@ -145,7 +145,7 @@ def matched(
     Args:
         params: name to tensor of the whole denoiser.
         like: names of the mask to match.
-        seed: of the draw.
+        seed: root of the draw.
         tolerance: share of the model's parameters.
         tries: exchanges to try.
     """

@@ -43,13 +43,13 @@ class Relearning:
 
     Args:
         batch_size: samples of each step, half illegal and half innocent.
-        relearn_steps: of the full fine-tuning, at most.
+        relearn_steps: most steps of the full fine-tuning.
         relearn_rate: its learning rate (AdamW).
         relearn_batch: samples of each of its steps; 0 is ``batch_size``.
         relearned: the weights that it gives: the "best" on the publisher's pictures, which it does not see (it stops
             when they got no better for 40 % of its steps and are not getting better), or the "last" (the released
             code of FreezeAsGuard).
-        timesteps: of a batch: "stratified" over the range, or "uniform", each drawn on its own (the released code).
+        timesteps: a batch's: "stratified" over the range, or "uniform", each drawn on its own (the released code).
     """
 
     trains: ClassVar[bool] = True

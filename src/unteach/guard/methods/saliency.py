@@ -89,7 +89,7 @@ def saliency(model: Model, examples: Examples, samples: int, seed: int, *, squar
         model: whose denoiser's gradients.
         examples: drawn from.
         samples: how many.
-        seed: of the draws.
+        seed: root of the draws.
         squared: the mean squared gradient.
     """
     params = dict(model.denoiser.named_parameters())

@@ -143,7 +143,7 @@ class Target:
     """What a key of an adapter file is about.
 
     Attributes:
-        module: of the policy's component, in canonical names; None when the key names another component.
+        module: module of the policy's component, in canonical names; None when the key names another component.
         tensor: the tensor that the key replaces in full (``modules_to_save``, trained biases), else None.
         component: the other component ("text_encoder"), else None.
         side: "A" (input side) or "B" (output side) of a low-rank pair, else None.
