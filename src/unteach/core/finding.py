@@ -24,7 +24,7 @@ NOTHING_TOWARDS = 0.2
 """Nothing happened: less than this share of the way."""
 LEAST_APART = 0.01
 """Undecided: target and anchor differ by less than this share of the natural spread."""
-KEPT_REST = 0.3
+KEPT_REST = 0.34
 """The rest is kept: moved at most this share of the distance to the nearest other picture.
 
 docs/erase.md says on which concepts of which models, and with which judges, all of them were chosen.
